@@ -1,0 +1,202 @@
+"""Rules of what holds weights: convolutions, linear layers, attention and normalisation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphs.labels import spread
+from graphs.rule_registry import (
+    UnsupportedOp,
+    argument,
+    patch_attribute,
+    rule,
+    tensor_arguments,
+)
+from graphs.tracing import TracedOperator, Tracer
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def _conv(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    x, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
+    bias, groups = argument(args, kwargs, 2, "bias"), argument(args, kwargs, 6, "groups", 1)
+    rank = weight.dim() - 2
+    if x.dim() != rank + 2:
+        raise UnsupportedOp(
+            f"A convolution without batch axis {tracer.where()}; add the batch axis."
+        )
+    name = tracer.weight_name(weight, func.__name__)
+    stride = argument(args, kwargs, 3, "stride", 1)
+    stride = (
+        (stride,) * rank
+        if isinstance(stride, int)
+        else tuple(stride) * (rank // len(tuple(stride)))
+    )
+    in_labels = tracer.channels(x, 1)
+    out_channels = weight.shape[0]
+    depthwise = groups == len(in_labels) and groups > 1
+    if groups == 1:
+        out_labels = tracer.forest.fresh(out_channels)
+        tracer.axis(weight, 1, in_labels)
+    elif depthwise:
+        out_labels = in_labels.repeat_interleave(out_channels // groups)
+    else:
+        blocks = in_labels.reshape(groups, -1)
+        tracer.forest.union(blocks[:1].expand(blocks.shape), blocks)
+        tracer.axis(weight, 1, blocks[0])
+        out_labels = tracer.forest.fresh(out_channels // groups).repeat(groups)
+    tracer.axis(weight, 0, out_labels)
+    tracer.axis(bias, 0, out_labels)
+    tracer.put(out, spread(out_labels, out.shape, 1))
+    operator = TracedOperator(
+        kind="conv",
+        module=tracer.module_path,
+        weight=name,
+        in_labels=in_labels,
+        out_labels=out_labels,
+        groups=groups,
+        depthwise=depthwise,
+        kernel_size=tuple(weight.shape[2:]),
+        stride=stride,
+        input_size=tuple(x.shape[2:]),
+        output_size=tuple(out.shape[2:]),
+        positions=math.prod(out.shape[2:]),
+    )
+    _add_operator(tracer, operator, x, out, "depthwise" if depthwise else "conv")
+    if tracer.name_of(weight) == f"{tracer.module_path}.weight".lstrip("."):
+        patch_attribute(tracer, "in_channels", in_labels)
+        patch_attribute(tracer, "out_channels", out_labels)
+        if depthwise:
+            patch_attribute(tracer, "groups", in_labels)
+
+
+@rule("linear")
+def _linear(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    x, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
+    bias = argument(args, kwargs, 2, "bias")
+    name = tracer.weight_name(weight, "linear")
+    in_labels = tracer.channels(x, x.dim() - 1)
+    out_labels = tracer.forest.fresh(weight.shape[0])
+    tracer.axis(weight, 1, in_labels)
+    tracer.axis(weight, 0, out_labels)
+    tracer.axis(bias, 0, out_labels)
+    tracer.put(out, spread(out_labels, out.shape, out.dim() - 1))
+    operator = TracedOperator(
+        kind="linear",
+        module=tracer.module_path,
+        weight=name,
+        in_labels=in_labels,
+        out_labels=out_labels,
+        input_size=tuple(x.shape[1:-1]),
+        output_size=tuple(out.shape[1:-1]),
+        positions=math.prod(out.shape[1:-1]),
+    )
+    _add_operator(tracer, operator, x, out, "linear")
+    if name == f"{tracer.module_path}.weight".lstrip("."):
+        patch_attribute(tracer, "in_features", in_labels)
+        patch_attribute(tracer, "out_features", out_labels)
+
+
+@rule("scaled_dot_product_attention")
+def _attention(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    query, key, value = (
+        argument(args, kwargs, i, n) for i, n in enumerate(("query", "key", "value"))
+    )
+    if query.dim() != 4 or not query.shape[1] == key.shape[1] == value.shape[1]:
+        raise UnsupportedOp(
+            f"Attention needs query, key and value of shape (batch, heads, tokens, channels) "
+            f"with equally many heads "
+            f"{tracer.where()}; got {tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}."
+        )
+    heads = []
+    for head in range(query.shape[1]):
+        # a head is removed as a whole: its query, key and value channels are one unit
+        parts = [
+            tracer.forest.tie_across(tracer.labels(t)[:, head], 2) for t in (query, key, value)
+        ]
+        merged = torch.cat(parts)
+        tracer.forest.union(merged[:1].expand(merged.shape), merged)
+        heads.append(parts)
+    head_labels = torch.stack([parts[0][0] for parts in heads])
+    tracer.trace.head_labels.append(head_labels)
+    tracer.put(out, head_labels.reshape(1, -1, 1, 1).expand(out.shape))
+    operator = TracedOperator(
+        kind="attention",
+        module=tracer.module_path,
+        weight="",
+        in_labels=torch.cat([parts[0] for parts in heads]),
+        out_labels=torch.cat([parts[2] for parts in heads]),
+        input_size=(key.shape[2],),
+        output_size=(query.shape[2],),
+        positions=query.shape[2] * key.shape[2],
+    )
+    index = len(tracer.trace.operators)
+    tracer.trace.operators.append(operator)
+    operator.target = tracer.new_node(
+        out, operator.out_labels, [query, key, value], "attention", index
+    )
+    for attribute in ("num_heads", "heads", "n_heads", "n_head"):
+        patch_attribute(tracer, attribute, head_labels)
+
+
+def _add_operator(
+    tracer: Tracer, operator: TracedOperator, x: Tensor, out: Tensor, kind: str
+) -> None:
+    index = len(tracer.trace.operators)
+    tracer.trace.operators.append(operator)
+    operator.target = tracer.new_node(out, operator.out_labels, [x], kind, index)
+    operator.output_id = id(out)
+
+
+@rule("batch_norm", "instance_norm")
+def _batch_norm(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    x = argument(args, kwargs, 0, "input")
+    channel_labels = tracer.channels(x, 1)
+    for tensor in tensor_arguments((args[1:], {k: v for k, v in kwargs.items() if k != "input"})):
+        tracer.axis(tensor, 0, channel_labels)
+    tracer.put(out, spread(channel_labels, out.shape, 1))
+    tracer.same_node([out], x)
+    patch_attribute(tracer, "num_features", channel_labels)
+    if isinstance(tracer.module, nn.modules.batchnorm._BatchNorm):
+        for operator in tracer.trace.operators:
+            if operator.kind == "conv" and operator.output_id == id(x):
+                tracer.trace.folds.append((id(x), operator.module, tracer.module_path))
+
+
+@rule("layer_norm")
+def _layer_norm(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    x, shape = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "normalized_shape")
+    weight, bias = argument(args, kwargs, 2, "weight"), argument(args, kwargs, 3, "bias")
+    if len(shape) != 1 or tracer.name_of(weight) is None:
+        tracer.freeze(tracer.labels(x), "layer norm over several axes or without weight")
+        tracer.put(out, tracer.labels(x))
+        tracer.same_node([out], x)
+        return
+    channel_labels = tracer.channels(x, x.dim() - 1)
+    tracer.axis(weight, 0, channel_labels)
+    tracer.axis(bias, 0, channel_labels)
+    tracer.put(out, spread(channel_labels, out.shape, out.dim() - 1))
+    tracer.same_node([out], x)
+    patch_attribute(tracer, "normalized_shape", channel_labels, "tuple")
+
+
+@rule("group_norm")
+def _group_norm(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    x, num_groups = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "num_groups")
+    channel_labels = tracer.channels(x, 1)
+    if num_groups == len(channel_labels) > 1:
+        tracer.freeze(channel_labels, "group norm with one channel per group")
+    # one channel of every norm group goes at a time, so the groups stay equally large
+    blocks = channel_labels.reshape(num_groups, -1)
+    tracer.forest.union(blocks[:1].expand(blocks.shape), blocks)
+    weight, bias = argument(args, kwargs, 2, "weight"), argument(args, kwargs, 3, "bias")
+    if tracer.name_of(weight) is None:
+        tracer.freeze(channel_labels, "group norm without weight")
+    tracer.axis(weight, 0, channel_labels)
+    tracer.axis(bias, 0, channel_labels)
+    tracer.put(out, spread(channel_labels, out.shape, 1))
+    tracer.same_node([out], x)
+    patch_attribute(tracer, "num_channels", channel_labels)

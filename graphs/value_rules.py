@@ -1,0 +1,179 @@
+"""Rules of what computes values: element-wise functions, pools, reductions and mixers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphs.labels import shrink, spread
+from graphs.rule_registry import argument, rule, tensor_arguments
+from graphs.tracing import Tracer
+
+
+@rule(
+    *"""
+    relu relu6 hardtanh gelu sigmoid silu tanh hardswish hardsigmoid leaky_relu elu selu
+    celu softplus softsign mish logsigmoid abs neg exp log log1p sqrt rsqrt square sin cos
+    erf reciprocal clamp clip clamp_min clamp_max pow round floor ceil sign isnan isfinite
+    nan_to_num prelu add sub mul div truediv true_divide rsub multiply divide subtract
+    maximum minimum lerp addcmul addcdiv where masked_fill eq ne lt le gt ge and or xor
+    logical_not logical_and logical_or invert fmod remainder floor_divide floordiv threshold
+    """.split()
+)
+def _elementwise(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    tensors = tensor_arguments((args, kwargs))
+    if func.__name__ == "prelu":
+        _prelu(tracer, tensors, out)
+        return
+    operands: list[Tensor] = []
+    for tensor in tensors:
+        if tensor.numel() > 1 or tracer.is_activation(tensor):
+            operands.append(_broadcast(tracer.labels(tensor), out.shape))
+    if not operands:
+        operands = [tracer.labels(tensors[0]).reshape([1] * out.dim()).expand(out.shape)]
+    result = operands[0]
+    for other in operands[1:]:
+        result = _merge(tracer, result, other)
+    tracer.put(out, result)
+    activations = [tensor for tensor in tensors if tracer.is_activation(tensor)]
+    origins = {tracer.node_of(tensor) for tensor in activations}
+    if len(origins) > 1:
+        axis = 1 if out.dim() == 4 else out.dim() - 1
+        labels = shrink(result).movedim(axis, 0)
+        channel_labels = labels.reshape(labels.shape[0], -1)[:, 0].expand(out.shape[axis])
+        kind = "mul" if "mul" in func.__name__ else "add"
+        tracer.new_node(out, channel_labels, activations, kind)
+    elif activations:
+        tracer.same_node([out], activations[0])
+
+
+def _prelu(tracer: Tracer, tensors: list[Tensor], out: Tensor) -> None:
+    x, weight = tensors[0], tensors[1]
+    if weight.numel() > 1:
+        tracer.axis(weight, 0, tracer.channels(x, 1))
+    tracer.put(out, tracer.labels(x))
+    tracer.same_node([out], x)
+
+
+def _broadcast(labels: Tensor, shape: torch.Size) -> Tensor:
+    return labels.reshape([1] * (len(shape) - labels.dim()) + list(labels.shape)).expand(shape)
+
+
+def _merge(tracer: Tracer, first: Tensor, second: Tensor) -> Tensor:
+    """Merge two broadcast operands.
+
+    An operand that is stored once where the other changes is not tied to it:
+    x + map, with a map of one channel, ties no channel of x to another; each can go alone.
+    """
+    changes = [
+        [labels.stride(axis) != 0 and size > 1 for axis, size in enumerate(labels.shape)]
+        for labels in (first, second)
+    ]
+    only_first = any(a and not b for a, b in zip(*changes, strict=True))
+    only_second = any(b and not a for a, b in zip(*changes, strict=True))
+    if only_first and only_second:
+        first_small, second_small = shrink(first), shrink(second)
+        if (
+            first_small.numel() > 1
+            and second_small.numel() > 1
+            and not _is_constant(tracer, first, second)
+        ):
+            tracer.freeze(first_small, "outer combination of two activations")
+            tracer.freeze(second_small, "outer combination of two activations")
+        return first
+    if only_first or only_second:
+        fuller, other = (first, second) if only_first else (second, first)
+        if any(b for b in changes[1 if only_first else 0]):
+            # `other` changes along some of the axes (a gate per channel, say): tie it along those
+            axes = [axis for axis, change in enumerate(changes[1 if only_first else 0]) if change]
+            tracer.forest.union(_narrow_to(tracer, fuller, axes), _narrow_to(tracer, other, axes))
+        return fuller
+    tracer.forest.union(first, second)
+    return first
+
+
+def _narrow_to(tracer: Tracer, labels: Tensor, axes: list[int]) -> Tensor:
+    """Labels along some axes, tied over all others, with size 1 there."""
+    small = shrink(labels)
+    shape = [labels.shape[axis] if axis in axes else 1 for axis in range(labels.dim())]
+    full = small.expand([labels.shape[d] if d in axes else n for d, n in enumerate(small.shape)])
+    flat = full.permute([*axes, *[d for d in range(labels.dim()) if d not in axes]])
+    flat = flat.reshape(math.prod(shape), -1)
+    tracer.forest.union(flat[:, :1].expand(flat.shape), flat)
+    return flat[:, 0].reshape(shape)
+
+
+def _is_constant(tracer: Tracer, first: Tensor, second: Tensor) -> bool:
+    return first.numel() <= 1 or second.numel() <= 1
+
+
+@rule(
+    *"""
+    avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d
+    adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+    lp_pool2d boolean_dispatch fn interpolate upsample _max_pool2d _max_pool1d _max_pool3d
+    _adaptive_max_pool2d _adaptive_max_pool1d max_pool2d_with_indices
+    """.split()
+)
+def _pool(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    x = argument(args, kwargs, 0, "input")
+    channel_labels = tracer.channels(x, 1)
+    output = out[0] if isinstance(out, (tuple, list)) else out
+    tracer.put(output, spread(channel_labels, output.shape, 1))
+    tracer.new_node(output, channel_labels, [x], "pool")
+
+
+@rule(
+    *"""
+    mean sum amax amin max min prod norm var std logsumexp argmax argmin all any
+    """.split()
+)
+def _reduce(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    tensors = tensor_arguments((args, kwargs))
+    if len(tensors) > 1:  # torch.max(a, b)
+        _elementwise(tracer, func, args, kwargs, out)
+        return
+    x = tensors[0]
+    dims = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
+    dims = list(range(x.dim())) if dims is None else [dims] if isinstance(dims, int) else list(dims)
+    reduced = {axis % x.dim() for axis in dims}
+    output = out[0] if isinstance(out, (tuple, list)) else out
+    kept = [axis for axis in range(x.dim()) if axis not in reduced]
+    labels = tracer.labels(x).permute([*kept, *sorted(reduced)])
+    shape = [x.shape[axis] for axis in kept]
+    small = shrink(labels)
+    rows = small.expand([*shape, *small.shape[len(kept) :]]).reshape(math.prod(shape), -1)
+    # channels that are reduced together can only go together
+    tracer.forest.union(rows[:, :1].expand(rows.shape), rows)
+    tracer.put(output, rows[:, 0].reshape(output.shape))
+    if tracer.is_activation(x):
+        channels = output.shape[1] if output.dim() > 1 else 1
+        axis = 1 if output.dim() == 4 else output.dim() - 1
+        if output.dim() > 1:
+            channel_labels = (
+                tracer.labels(output).movedim(axis, 0).reshape(output.shape[axis], -1)[:, 0]
+            )
+            tracer.new_node(output, channel_labels, [x], "pool")
+        else:
+            tracer.new_node(output, rows[:channels, 0], [x], "pool")
+    for extra in out[1:] if isinstance(out, (tuple, list)) else []:
+        tracer.put(extra, rows[:, 0].reshape(extra.shape))
+
+
+@rule(
+    *"""
+    softmax log_softmax softmin cumsum cumprod sort argsort topk normalize glu_mix
+    """.split()
+)
+def _mix(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    x = argument(args, kwargs, 0, "input")
+    labels = tracer.labels(x)
+    tracer.freeze(shrink(labels), f"{func.__name__} mixes channels {tracer.where()}")
+    for output in tensor_arguments(out):
+        fresh = tracer.forest.fresh(*output.shape)
+        tracer.freeze(fresh, f"{func.__name__} mixes channels {tracer.where()}")
+        tracer.put(output, fresh)
+        tracer.same_node([output], x)

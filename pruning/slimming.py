@@ -1,0 +1,348 @@
+"""Removing channels: slices of the base weights are swapped into the user's network and back.
+
+The base weights are never written, so undo is exact to the bit. `Slimmer.masked` is the
+reference: the full-width network
+with the same channels zeroed; its outputs equal those of the slim network.
+"""
+
+from __future__ import annotations
+
+import copy as copying
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from graphs.network_graph import NetworkGraph
+from pruning.keep_set import KeepSet
+
+
+class SlimmingError(ValueError):
+    """The slim network does not run, or does not compute what the masked network computes."""
+
+
+class Slimmer:
+    """Makes a network slim and whole again.
+
+    Not re-entrant: one keep-set is applied at a time.
+
+    Args:
+        network: the user's network; it stays theirs, and is whole again after every use.
+        graph: its graph from `trace_network`.
+        verify: compare slim and masked outputs on two random keep-sets now.
+
+    Raises:
+        SlimmingError: the comparison fails, with what went wrong.
+    """
+
+    def __init__(self, network: nn.Module, graph: NetworkGraph, verify: bool = True) -> None:
+        self.network = network
+        self.graph = graph
+        self._is_applied = False
+        modules = dict(network.named_modules())
+        self._locations = _tensor_locations(network)
+        missing = {s.tensor for s in graph.slices} - set(self._locations)
+        if missing:
+            raise ValueError(
+                f"The graph does not belong to this network: it has no tensor "
+                f"{sorted(missing)[0]!r}. "
+                "Trace the network again."
+            )
+        self._patches = [(modules[p.module], p) for p in graph.patches]
+        # many axes carry the same units (a whole residual stream), so their indices are
+        # computed once
+        self._unit_lists: list[np.ndarray] = []
+        keys: dict[tuple[int, ...], int] = {}
+        for units in [s.units for s in graph.slices] + [p.units for p in graph.patches]:
+            if units not in keys:
+                keys[units] = len(self._unit_lists)
+                self._unit_lists.append(np.asarray(units))
+        self._axes: dict[str, list[tuple[int, int]]] = {}
+        for axis_slice in graph.slices:
+            self._axes.setdefault(axis_slice.tensor, []).append(
+                (axis_slice.axis, keys[axis_slice.units])
+            )
+        self._patch_keys = [keys[p.units] for p in graph.patches]
+        if verify:
+            self.verify()
+
+    @contextmanager
+    def applied(
+        self, keep: KeepSet, *, copy: bool = False, overlay: Mapping[str, Tensor] | None = None
+    ) -> Iterator[nn.Module]:
+        """The network without the removed channels, for the length of a `with` block.
+
+        Args:
+            keep: the channels that stay.
+            copy: give every parameter and buffer storage of its own, so that it may be written
+                (batch-norm statistics,
+                training). Without it, tensors that lose nothing are the base tensors.
+            overlay: full-width tensors by state-dict name, used in place of the base tensors
+                (masked weights).
+
+        Yields:
+            The user's own module, slim.
+        """
+        overlay = overlay or {}
+        self._check_overlay(overlay)
+        indices = self._indices(keep)
+
+        def make(name: str, base: Tensor) -> Tensor:
+            tensor = overlay.get(name, base)
+            for axis, key in self._axes.get(name, ()):
+                index = indices[key]
+                if index is not None:
+                    tensor = tensor.index_select(axis, index)
+            return tensor.clone() if copy and tensor is base else tensor
+
+        attributes = []
+        for (module, patch), key in zip(self._patches, self._patch_keys, strict=True):
+            index = indices[key]
+            if index is not None:
+                value = len(index)
+                attributes.append(
+                    (module, patch.attribute, value if patch.form == "int" else (value,))
+                )
+        with self._swapped(make, None if copy else {*overlay, *self._axes}, attributes):
+            yield self.network
+
+    @contextmanager
+    def masked(
+        self, keep: KeepSet, *, overlay: Mapping[str, Tensor] | None = None
+    ) -> Iterator[nn.Module]:
+        """The full-width network with the removed channels zeroed; norms ignore zeroed channels.
+
+        The reference for `applied`: same outputs, no removal. Run it inside the `with` block only.
+        """
+        overlay = overlay or {}
+        self._check_overlay(overlay)
+        kept = np.append(keep.mask, True)
+
+        def make(name: str, base: Tensor) -> Tensor:
+            tensor = overlay.get(name, base)
+            for axis, key in self._axes.get(name, ()):
+                mask = torch.from_numpy(kept[self._unit_lists[key]]).to(tensor.device)
+                if not mask.all():
+                    shape = [-1 if d == axis else 1 for d in range(tensor.dim())]
+                    tensor = tensor * mask.reshape(shape).to(tensor.dtype)
+            return tensor
+
+        with self._swapped(make, {*overlay, *self._axes}, []):
+            masks = {
+                id(tensor): torch.from_numpy(kept[self._unit_lists[axes[0][1]]])
+                for name, axes in self._axes.items()
+                for module, table, local in self._locations[name]
+                if (tensor := getattr(module, table)[local]).dim() == 1
+            }
+            with _MaskedNorms(masks):
+                yield self.network
+
+    def materialize(
+        self, keep: KeepSet, *, overlay: Mapping[str, Tensor] | None = None
+    ) -> nn.Module:
+        """An independent slim network with storage of its own, ready to train."""
+        with self.applied(keep, overlay=overlay) as slim:
+            return copying.deepcopy(slim)
+
+    def verify(self, num_keep_sets: int = 2, tolerance: float = 1e-4) -> float:
+        """Compare slim and masked outputs on random keep-sets.
+
+        Args:
+            num_keep_sets: how many keep-sets.
+            tolerance: largest difference allowed, relative to the largest output.
+
+        Returns:
+            The largest relative difference.
+
+        Raises:
+            SlimmingError: the slim network does not run, or differs.
+        """
+        reference = next(self.network.parameters())
+        generator = torch.Generator().manual_seed(0)
+        inputs = tuple(
+            torch.randn(shape, generator=generator).to(reference)
+            for shape in self.graph.input_shapes
+        )
+        rng = np.random.default_rng(0)
+        modes = {module: module.training for module in self.network.modules()}
+        self.network.eval()
+        worst = 0.0
+        try:
+            for _ in range(num_keep_sets):
+                counts = {
+                    g.name: int(rng.integers(g.min_keep, g.size + 1)) for g in self.graph.groups
+                }
+                scores = {g.name: rng.random(g.size) for g in self.graph.groups}
+                keep = KeepSet.from_counts(self.graph, counts, scores)
+                worst = max(worst, self._difference(keep, inputs))
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        if not worst <= tolerance:
+            raise SlimmingError(
+                f"The slim network's outputs differ from the masked network's by {worst:.2g} "
+                f"(relative), more than "
+                f"{tolerance:.0e}. An operation of the network depends on channels in a way "
+                f"that tracing did not see."
+            )
+        return worst
+
+    def _difference(self, keep: KeepSet, inputs: tuple[Tensor, ...]) -> float:
+        with torch.no_grad():
+            with self.masked(keep) as network:
+                expected = _flat_outputs(network(*inputs))
+            try:
+                with self.applied(keep) as network:
+                    found = _flat_outputs(network(*inputs))
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise SlimmingError(
+                    "The network does not run with channels removed; its own code probably "
+                    "holds a channel number "
+                    f"(in view, split, a slice or padding). torch says: "
+                    f"{str(error).splitlines()[0]}"
+                ) from error
+        if [t.shape for t in expected] != [t.shape for t in found]:
+            raise SlimmingError(
+                f"The slim network's outputs have shapes {[tuple(t.shape) for t in found]}, "
+                f"the masked network's "
+                f"{[tuple(t.shape) for t in expected]}."
+            )
+        return max(
+            float((a - b).abs().max() / (b.abs().max() + 1e-12))
+            for a, b in zip(found, expected, strict=True)
+        )
+
+    def _check_overlay(self, overlay: Mapping[str, Tensor]) -> None:
+        for name in overlay:
+            if name not in self._locations:
+                raise ValueError(f"The overlay names {name!r}, which the network does not have.")
+
+    def _indices(self, keep: KeepSet) -> list[Tensor | None]:
+        """Kept positions of every distinct list of units; None where all stay."""
+        kept = np.append(keep.mask, True)  # FROZEN is -1 and reads the appended True
+        indices: list[Tensor | None] = []
+        for units in self._unit_lists:
+            mask = kept[units]
+            indices.append(None if mask.all() else torch.from_numpy(np.flatnonzero(mask)))
+        return indices
+
+    @contextmanager
+    def _swapped(
+        self,
+        make: Callable[[str, Tensor], Tensor],
+        names: set[str] | None,
+        attributes: list[tuple[nn.Module, str, Any]],
+    ) -> Iterator[None]:
+        """Put made tensors and attributes into the network; put the old ones back in any case."""
+        if self._is_applied:
+            raise RuntimeError("A keep-set is applied already; Slimmer contexts cannot be nested.")
+        self._is_applied = True
+        undo: list[tuple[dict[str, Any], str, Tensor]] = []
+        undo_attributes: list[tuple[nn.Module, str, Any]] = []
+        try:
+            with torch.no_grad():
+                for name in self._locations if names is None else names:
+                    locations = self._locations[name]
+                    table = getattr(locations[0][0], locations[0][1])
+                    base = table[locations[0][2]]
+                    tensor = make(name, base)
+                    if tensor is base:
+                        continue
+                    if locations[0][1] == "_parameters":
+                        tensor = nn.Parameter(tensor.detach(), requires_grad=base.requires_grad)
+                    for module, kind, local in locations:
+                        undo.append((getattr(module, kind), local, base))
+                        getattr(module, kind)[local] = tensor
+            for module, attribute, value in attributes:
+                undo_attributes.append((module, attribute, getattr(module, attribute)))
+                setattr(module, attribute, value)
+            yield
+        finally:
+            for table, local, base in undo:
+                table[local] = base
+            for module, attribute, value in reversed(undo_attributes):
+                setattr(module, attribute, value)
+            self._is_applied = False
+
+
+class _MaskedNorms(TorchFunctionMode):
+    """Layer and group norms whose statistics leave out masked channels."""
+
+    def __init__(self, masks: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self._masks = masks
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name not in ("layer_norm", "group_norm"):
+            return func(*args, **kwargs)
+        keys = (
+            "input",
+            "normalized_shape" if name == "layer_norm" else "num_groups",
+            "weight",
+            "bias",
+            "eps",
+        )
+        values = {
+            "bias": None,
+            "weight": None,
+            "eps": 1e-5,
+            **dict(zip(keys, args, strict=False)),
+            **kwargs,
+        }
+        mask = self._masks.get(id(values["weight"]))
+        if mask is None or bool(mask.all()):
+            return func(*args, **kwargs)
+        x, mask = values["input"], mask.to(values["input"].device)
+        if name == "layer_norm":
+            shape = [1] * (x.dim() - 1) + [-1]
+            weights = mask.to(x.dtype).reshape(shape).expand(x.shape)
+            axes: tuple[int, ...] = (x.dim() - 1,)
+            blocks, block_weights = x, weights
+        else:
+            shape = [1, -1] + [1] * (x.dim() - 2)
+            weights = mask.to(x.dtype).reshape(shape).expand(x.shape)
+            blocks = x.reshape(x.shape[0], values["num_groups"], -1)
+            block_weights = weights.reshape(blocks.shape)
+            axes = (2,)
+        count = block_weights.sum(axes, keepdim=True)
+        mean = (blocks * block_weights).sum(axes, keepdim=True) / count
+        centred = (blocks - mean) * block_weights
+        variance = centred.square().sum(axes, keepdim=True) / count
+        normed = (centred / (variance + values["eps"]).sqrt()).reshape(x.shape)
+        return normed * values["weight"].reshape(shape) + values["bias"].reshape(shape)
+
+
+def _tensor_locations(network: nn.Module) -> dict[str, list[tuple[nn.Module, str, str]]]:
+    """(module, "_parameters" or "_buffers", local name) of every place that holds a tensor."""
+    locations: dict[str, list[tuple[nn.Module, str, str]]] = {}
+    names: dict[int, str] = {}
+    for path, module in network.named_modules():
+        for kind in ("_parameters", "_buffers"):
+            for local, tensor in getattr(module, kind).items():
+                if tensor is None:
+                    continue
+                name = names.setdefault(id(tensor), f"{path}.{local}" if path else local)
+                locations.setdefault(name, []).append((module, kind, local))
+    return locations
+
+
+def _flat_outputs(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, (tuple, list)):
+        return [tensor for item in output for tensor in _flat_outputs(item)]
+    return []
