@@ -40,7 +40,10 @@ def _identity(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) ->
     """.split()
 )
 def _move(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    moved = func(*_with_labels(tracer, args), **_with_labels(tracer, kwargs))
+    label_args, label_kwargs = _with_labels(tracer, args), _with_labels(tracer, kwargs)
+    if func.__name__ in ("view", "view_as"):  # labels stored once per axis cannot always be viewed
+        label_args = (label_args[0].contiguous(), *label_args[1:])
+    moved = func(*label_args, **label_kwargs)
     outputs = list(out) if isinstance(out, (tuple, list)) else [out]
     labels = list(moved) if isinstance(moved, (tuple, list)) else [moved]
     source = next((t for t in tensor_arguments((args, kwargs)) if tracer.is_activation(t)), None)

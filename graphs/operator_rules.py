@@ -73,6 +73,11 @@ def _conv(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> Non
             patch_attribute(tracer, "groups", in_labels)
 
 
+@rule("_weight_norm", "_weight_norm_interface")
+def _weight_norm(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    tracer.weight_name(out if isinstance(out, Tensor) else out[0], "weight_norm")
+
+
 @rule("linear")
 def _linear(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     x, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
