@@ -245,7 +245,7 @@ def test_removing_channels_whose_weights_are_zero_changes_nothing():
 
 
 def test_a_graph_of_another_network_is_refused():
-    network, inputs = build("Residual")
+    network, _ = build("Residual")
     other, other_inputs = build("DenseConcat")
     with pytest.raises(ValueError, match="does not belong to this network"):
         Slimmer(network, trace_network(other, other_inputs))
