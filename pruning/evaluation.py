@@ -1,0 +1,249 @@
+"""Accuracy of a pruned network on the reward split, measured fast and counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from networks.data import SampleSet
+from pruning.folding import channels_last_weights, folded
+from pruning.plan import Candidate
+from pruning.recalibration import (
+    MIN_BATCH,
+    balanced_split,
+    evaluation_mode,
+    normalised_tensors,
+    recalibrate_on_batches,
+)
+from pruning.slimming import Slimmer
+
+Metric = Callable[[Tensor, Tensor], float]
+"""Number from the outputs (N, ...) and the targets (N, ...) of a whole sample set."""
+
+
+class NonFiniteAccuracy(ValueError):  # noqa: N818
+    """A network was measured and its accuracy or loss is NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One measurement of a network.
+
+    Attributes:
+        accuracy: fraction of correct answers in [0, 1], or the value of the user's metric.
+        loss: mean cross-entropy in nats, or the value of the user's loss.
+        num_samples: images it was measured on.
+        cached: whether it was answered from memory, at no cost.
+    """
+
+    accuracy: float
+    loss: float
+    num_samples: int
+    cached: bool = False
+
+    @property
+    def likelihood(self) -> float:
+        """exp(−loss) in [0, 1]: for cross-entropy the geometric mean probability of the truth.
+
+        A smooth companion of `accuracy`. A user's loss below 0 counts as 0.
+        """
+        return math.exp(-max(self.loss, 0.0))
+
+
+def top1_accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Fraction of rows of `outputs` (N, classes) whose largest score is at `targets` (N,)."""
+    return (outputs.argmax(dim=1) == targets).double().mean().item()
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> float:
+    """Mean cross-entropy in nats of scores `outputs` (N, classes) and classes `targets` (N,)."""
+    return nn.functional.cross_entropy(outputs, targets).item()
+
+
+class Evaluator:
+    """Measures pruned networks; one object is shared by everything that searches.
+
+    A candidate is slimmed, its batch norms are recalibrated on the calibration split and folded
+    away, and it runs in inference mode over the reward split. Images are normalised once and stay
+    in memory. Each candidate is measured once; asked again, it is answered from memory.
+
+    Args:
+        slimmer: makes slim networks of the network that is pruned.
+        calibration: images for batch-norm statistics; not read when `recalibrate` is off.
+        reward: images the accuracy is measured on.
+        recalibrate: whether batch-norm statistics are measured again after slimming.
+        fold: whether batch norms are folded into convolutions for the measurement.
+        channels_last: whether images and kernels are laid out channels last (4-d inputs only).
+        batch_size: most images in one forward pass.
+        metric: from all outputs and targets to one number, higher is better; top-1 by default.
+        loss: from all outputs and targets to one number, lower is better; cross-entropy by
+            default. A task that is not classification needs both.
+
+    Attributes:
+        num_evaluations: candidates measured so far, the unit in which search is paid.
+        num_cache_hits: candidates answered from memory so far.
+
+    Raises:
+        ValueError: an empty split, or a batch size that is too small.
+    """
+
+    def __init__(
+        self,
+        slimmer: Slimmer,
+        calibration: SampleSet,
+        reward: SampleSet,
+        *,
+        recalibrate: bool = True,
+        fold: bool = True,
+        channels_last: bool = True,
+        batch_size: int = 250,
+        metric: Metric | None = None,
+        loss: Metric | None = None,
+    ) -> None:
+        smallest = MIN_BATCH if recalibrate else 1
+        if batch_size < smallest:
+            raise ValueError(
+                f"evaluation.batch_size must be at least {smallest}"
+                f"{' with recalibration' if recalibrate else ''}, got {batch_size}."
+            )
+        self.slimmer = slimmer
+        self.recalibrate = recalibrate
+        self.fold = fold
+        self.channels_last = channels_last
+        self.batch_size = batch_size
+        self.metric: Metric = metric if metric is not None else top1_accuracy
+        self.loss: Metric = loss if loss is not None else cross_entropy
+        self.num_evaluations = 0
+        self.num_cache_hits = 0
+        self._known: dict[Candidate, Evaluation | NonFiniteAccuracy] = {}
+        self._inputs, self._targets = self._load(reward, "reward")
+        self._calibration = self._load(calibration, "calibration")[0] if recalibrate else None
+
+    def evaluate(
+        self, candidate: Candidate, overlay: Mapping[str, Tensor] | None = None
+    ) -> Evaluation:
+        """Accuracy and loss of `candidate` on the reward split.
+
+        Args:
+            candidate: what is kept; its value is the key of the cache.
+            overlay: full-width tensors used instead of base weights, by state-dict name. It must
+                follow from the candidate, since the cache does not look at it.
+
+        Raises:
+            NonFiniteAccuracy: accuracy or loss is NaN or infinite; counted (and remembered) like
+                any other measurement.
+        """
+        known = self._known.get(candidate)
+        if known is not None:
+            self.num_cache_hits += 1
+            if isinstance(known, NonFiniteAccuracy):
+                raise NonFiniteAccuracy(*known.args)
+            return replace(known, cached=True)
+        outputs = self._outputs_of(candidate, overlay)
+        self.num_evaluations += 1
+        try:
+            evaluation = self._score(outputs, self._targets, lambda: _describe(candidate))
+        except NonFiniteAccuracy as error:
+            self._known[candidate] = NonFiniteAccuracy(*error.args)
+            raise
+        self._known[candidate] = evaluation
+        return evaluation
+
+    def measure(self, network: nn.Module, samples: SampleSet) -> Evaluation:
+        """Accuracy and loss of any network on any sample set, as it is; neither counted nor cached.
+
+        Args:
+            network: runs in eval mode without recalibration or folding; left unchanged.
+            samples: any split, also the test split.
+
+        Raises:
+            NonFiniteAccuracy: accuracy or loss is NaN or infinite.
+            ValueError: the sample set is empty.
+        """
+        if len(samples) == 0:
+            raise ValueError("Cannot measure a network on an empty sample set.")
+        device = _device(network)
+        outputs, targets = [], []
+        with evaluation_mode(network), torch.inference_mode():
+            for inputs, batch_targets in samples.batches(self.batch_size):
+                outputs.append(_tensor(network(inputs.to(device))))
+                targets.append(batch_targets.to(device))
+            return self._score(
+                torch.cat(outputs), torch.cat(targets), lambda: f"the {type(network).__name__}"
+            )
+
+    def _load(self, samples: SampleSet, split: str) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Batches of normalised inputs in the memory format they are used in, and all targets."""
+        if len(samples) == 0:
+            raise ValueError(f"The {split} split is empty. Raise data.{split}_size.")
+        inputs, targets = normalised_tensors(samples, self.batch_size)
+        device = _device(self.slimmer.network)
+        inputs = inputs.to(device)
+        if self.channels_last and inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return balanced_split(inputs, self.batch_size), targets.to(device)
+
+    def _outputs_of(self, candidate: Candidate, overlay: Mapping[str, Tensor] | None) -> Tensor:
+        """Outputs (N, ...) of the slim network on the reward split."""
+        with ExitStack() as stack:
+            slim = stack.enter_context(
+                self.slimmer.applied(candidate.keep, copy=self.recalibrate, overlay=overlay)
+            )
+            stack.enter_context(evaluation_mode(slim))
+            if self.channels_last and self._inputs[0].dim() == 4:
+                stack.enter_context(channels_last_weights(slim))
+            if self._calibration is not None:
+                recalibrate_on_batches(slim, self._calibration)
+            if self.fold:
+                stack.enter_context(folded(slim, self.slimmer.graph.folds))
+            return forward(slim, self._inputs)
+
+    def _score(self, outputs: Tensor, targets: Tensor, describe: Callable[[], str]) -> Evaluation:
+        with torch.inference_mode():
+            accuracy = float(self.metric(outputs, targets))
+            loss = float(self.loss(outputs, targets))
+        for name, value in (("accuracy", accuracy), ("loss", loss)):
+            if not math.isfinite(value):
+                rows = torch.isfinite(outputs).reshape(len(outputs), -1)
+                broken = len(outputs) - int(rows.all(dim=1).sum())
+                raise NonFiniteAccuracy(
+                    f"The {name} of {describe()} is {value} (accuracy {accuracy}, loss {loss}); "
+                    f"{broken} of {len(outputs)} outputs hold NaN or infinity. Check the weights "
+                    "of the network, evaluation.recalibrate and evaluation.metric."
+                )
+        return Evaluation(accuracy, loss, len(targets))
+
+
+def forward(network: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+    """Outputs (N, ...) of `network` over all batches, in inference mode.
+
+    Raises:
+        ValueError: the network returns something else than one tensor.
+    """
+    with torch.inference_mode():
+        return torch.cat([_tensor(network(batch)) for batch in batches])
+
+
+def _tensor(output: object) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            "A network is measured by the one tensor it returns, got "
+            f"{type(output).__name__}. Wrap the network so that it returns one tensor."
+        )
+    return output
+
+
+def _device(network: nn.Module) -> torch.device:
+    """Where the first parameter lies."""
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+
+
+def _describe(candidate: Candidate) -> str:
+    counts = ", ".join(str(count) for count in candidate.keep.counts)
+    masks = "".join(f", {where}: {pattern}" for where, pattern in candidate.masks)
+    return f"the candidate that keeps [{counts}] channels of its groups{masks}"
