@@ -190,17 +190,15 @@ def _builder(path: Path, target: str) -> Callable[..., nn.Module]:
     except ImportError:
         raise refusal from None
     builder: Any = vars(module).get(name)
-    if not inspect.isfunction(builder) and not inspect.isclass(builder):
-        raise refusal
-    if builder.__module__ != module_name or not _returns_network(builder):
+    if not _returns_network(builder) or builder.__module__ != module_name:
         raise refusal
     return builder
 
 
-def _returns_network(builder: Callable[..., Any]) -> bool:
-    if inspect.isclass(builder):
-        result: object = builder
-    else:
+def _returns_network(builder: Any) -> bool:
+    """Whether it is a module class, or a function that is declared to return a module."""
+    result = builder
+    if inspect.isfunction(builder):
         result = typing.get_type_hints(builder).get("return")
     return inspect.isclass(result) and issubclass(result, nn.Module)
 

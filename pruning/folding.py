@@ -122,7 +122,8 @@ def _folded_tensors(conv: _ConvNd | nn.Linear, norm: _BatchNorm) -> tuple[Tensor
     """Weight and bias of the one module that does the work of both."""
     mean, variance = norm.running_mean, norm.running_var
     weight, bias = conv.weight, conv.bias
-    assert mean is not None and variance is not None, "checked before"
+    assert mean is not None, "checked before"
+    assert variance is not None, "comes with the mean"
     scale = torch.rsqrt(variance + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight

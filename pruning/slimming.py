@@ -49,9 +49,15 @@ class Slimmer:
         if missing:
             raise ValueError(
                 f"The graph does not belong to this network: it has no tensor "
-                f"{sorted(missing)[0]!r}. "
-                "Trace the network again."
+                f"{sorted(missing)[0]!r}. Trace the network again."
             )
+        for name, parameter in network.named_parameters():
+            if graph.parameters.get(name) != tuple(parameter.shape):
+                raise ValueError(
+                    f"The graph does not belong to this network: {name!r} has the shape "
+                    f"{tuple(parameter.shape)}, the traced network's was "
+                    f"{graph.parameters.get(name)}. Trace the network again."
+                )
         self._patches = [(modules[p.module], p) for p in graph.patches]
         # many axes carry the same units (a whole residual stream), so their indices are
         # computed once
@@ -97,7 +103,8 @@ class Slimmer:
                 index = indices[key]
                 if index is not None:
                     tensor = tensor.index_select(axis, index)
-            return tensor.clone() if copy and tensor is base else tensor
+            shared = tensor is base or tensor is overlay.get(name)
+            return tensor.clone() if copy and shared else tensor
 
         attributes = []
         for (module, patch), key in zip(self._patches, self._patch_keys, strict=True):

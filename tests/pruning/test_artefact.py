@@ -177,7 +177,7 @@ def test_a_plan_of_another_graph_is_refused(pruned, tmp_path):
 
 @pytest.mark.parametrize("value", [object(), torch.zeros(1), float("nan")])
 def test_builder_arguments_that_are_not_json_are_refused(pruned, tmp_path, value):
-    with pytest.raises(ValueError, match="arguments of networks.digits.digits_resnet cannot"):
+    with pytest.raises(ValueError, match=r"arguments of networks.digits.digits_resnet cannot"):
         pruned.save(tmp_path / "pruned.safetensors", kwargs={"width": value})
 
 
@@ -201,14 +201,14 @@ def test_a_pickle_is_refused_without_being_read(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no pruned network at .*nothing.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"no pruned network at .*nothing.safetensors"):
         load_pruned(tmp_path / "nothing.safetensors")
 
 
 def test_plain_weights_without_metadata_are_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
     safetensors.torch.save_file({"weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="not a pruned network of format .*found None"):
+    with pytest.raises(ValueError, match=r"not a pruned network of format .*found None"):
         load_pruned(path)
 
 
@@ -283,13 +283,13 @@ def test_a_foreign_function_that_lies_in_a_topiary_module_is_not_called(path, mo
 
 
 def test_arguments_the_builder_does_not_take_are_refused(path):
-    with pytest.raises(ValueError, match="names arguments that networks.digits.digits_resnet"):
+    with pytest.raises(ValueError, match=r"names arguments that networks.digits.digits_resnet"):
         load_pruned(rewrite(path, builder=builder(TARGET, colour="red")))
 
 
 def test_a_network_of_another_shape_is_refused(path):
     wide = {**KWARGS, "width": 8}
-    with pytest.raises(ValueError, match="does not fit the ResNet: .* the unpruned network had"):
+    with pytest.raises(ValueError, match=r"does not fit the ResNet: .* the unpruned network had"):
         load_pruned(rewrite(path, builder=builder(TARGET, **wide)))
     with pytest.raises(ValueError, match="does not fit the Linear"):
         load_pruned(path, network=nn.Linear(2, 2))

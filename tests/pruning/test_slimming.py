@@ -279,3 +279,18 @@ def test_tied_weights_are_sliced_in_both_places():
     assert Slimmer(network, graph).verify(5) < 1e-5
     cost = CostModel(graph)
     assert cost.base_params == sum(p.numel() for p in network.parameters())
+
+
+def test_a_wider_network_of_the_same_kind_is_refused():
+    graph = trace_network(cifar_resnet(20, width=8), torch.randn(1, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"'conv1.weight' has the shape \(16, .*was \(8,"):
+        Slimmer(cifar_resnet(20), graph)
+
+
+def test_a_copy_never_shares_an_overlay():
+    network, inputs = build("Residual")
+    slimmer = Slimmer(network, trace_network(network, inputs))
+    overlay = {"a.0.weight": torch.zeros_like(network.a[0].weight)}
+    with slimmer.applied(KeepSet.full(slimmer.graph), copy=True, overlay=overlay) as slim:
+        slim.a[0].weight.data.fill_(1.0)
+    assert not overlay["a.0.weight"].any()
