@@ -1,0 +1,154 @@
+"""Networks trained once and kept in a cache folder, so that every run prunes the same weights."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import re
+import warnings
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from networks.checkpoints import load_checkpoint, save_checkpoint
+from networks.data import SampleSet
+from networks.training import Progress, TrainingRecipe, train
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Where the weights of a pretrained network come from.
+
+    Attributes:
+        path: file in the cache.
+        cached: whether the weights were read from it; False when they were trained just now.
+    """
+
+    path: Path
+    cached: bool
+
+
+def default_cache_dir() -> Path:
+    """Return the user's cache folder of Topiary, $XDG_CACHE_HOME/topiary or ~/.cache/topiary."""
+    # The XDG specification asks to ignore an empty or relative value.
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "topiary"
+
+
+def pretrain(
+    network: nn.Module,
+    samples: SampleSet,
+    recipe: TrainingRecipe,
+    cache_dir: str | os.PathLike[str] | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Pretrained:
+    """Give a network the weights that the recipe leads to; train only where no cache has them.
+
+    The weights the network comes with do not matter: modules that can draw their weights anew do so
+    from the recipe's seed. So runs with different seeds prune the same network. The cache entry is
+    found by architecture, data and recipe together.
+
+    Args:
+        network: gets the weights in place, and is left in eval mode.
+        samples: the train split.
+        recipe: how to train.
+        cache_dir: folder of the cache, or None for `default_cache_dir`.
+        progress: called after every training step.
+
+    Returns:
+        Path of the weights, and whether they were there already.
+
+    Raises:
+        ValueError: when the recipe has no epochs, or training fails.
+    """
+    if recipe.epochs < 1:
+        raise ValueError(
+            f"{type(network).__name__} has no weights: set network.checkpoint to a file, or train "
+            f"it with pretrain=digits or pretrain=cifar10 (pretrain.epochs is {recipe.epochs})."
+        )
+    _draw_weights(network, recipe.seed)
+    folder = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+    key = _cache_key(network, samples, recipe)
+    path = folder / f"{type(network).__name__.lower()}-{key}.pt"
+    if path.is_file():
+        try:
+            load_checkpoint(network, path)
+        except ValueError as error:
+            reason = error.__cause__ or error
+            warnings.warn(
+                f"The cached weights {path} are unusable, so they are trained again: {reason}",
+                stacklevel=2,
+            )
+        else:
+            network.eval()
+            return Pretrained(path, cached=True)
+    options = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    train(network, samples, progress=progress, **options)
+    try:
+        save_checkpoint(network, path)
+    except OSError as error:
+        warnings.warn(
+            f"The pretrained network was not kept, so the next run trains again: {error}",
+            stacklevel=2,
+        )
+    return Pretrained(path, cached=False)
+
+
+def _draw_weights(network: nn.Module, seed: int) -> None:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        # Children first: a network may refine what its layers draw by default.
+        for module in reversed(list(network.modules())):
+            reset = getattr(module, "reset_parameters", None) or getattr(
+                module, "_reset_parameters", None
+            )
+            if callable(reset):
+                reset()
+
+
+def _cache_key(network: nn.Module, samples: SampleSet, recipe: TrainingRecipe) -> str:
+    """Hash everything the trained weights depend on."""
+    digest = hashlib.sha256()
+    options = [(field.name, _describe(getattr(recipe, field.name))) for field in fields(recipe)]
+    header = (_FORMAT, options, repr(network), samples.mean, samples.std)
+    digest.update(repr(header).encode())
+    for kind in sorted(
+        {type(module) for module in network.modules()}, key=lambda k: k.__qualname__
+    ):
+        if not kind.__module__.startswith("torch."):
+            digest.update(_source(kind).encode())  # another forward pass is another network
+    # The drawn weights, so that parameters nobody draws anew are told apart too.
+    for name, value in network.state_dict().items():
+        _update(digest, name, value)
+    _update(digest, "inputs", samples.inputs)
+    _update(digest, "targets", samples.targets)
+    return digest.hexdigest()[:16]
+
+
+def _update(digest: Any, name: str, value: Tensor) -> None:
+    content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+    digest.update(content)
+
+
+def _describe(value: Any) -> str:
+    """Name a setting without memory addresses, which change from run to run."""
+    if not callable(value):
+        return repr(value)
+    text = f"{value!r} {getattr(value, '__dict__', '')}"
+    kind = value if hasattr(value, "__qualname__") else type(value)
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text) + _source(kind)
+
+
+def _source(item: Any) -> str:
+    try:
+        return inspect.getsource(item)
+    except (OSError, TypeError):  # typed into a session: there is no file
+        return f"{item.__module__}.{item.__qualname__}"
