@@ -1,0 +1,299 @@
+"""The budget part: how much may be left, and what happens to actions that would leave more.
+
+`budget.relative_macs` is an upper bound on the cost in every one of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from envs.problem import Assignment, Problem
+
+COSTS = ("macs", "nonzero_macs")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A budget in MACs of one network; both ends are within budget.
+
+    Attributes:
+        lower: fewest MACs.
+        upper: most MACs.
+        base: MACs of the unpruned network.
+    """
+
+    lower: int
+    upper: int
+    base: int
+
+    def distance(self, cost: int) -> float:
+        """How far a cost lies outside, as a fraction of the unpruned network's; 0 when inside."""
+        return max(self.lower - cost, cost - self.upper, 0) / self.base
+
+    def met(self, cost: int) -> bool:
+        """Whether a cost is within budget."""
+        return self.lower <= cost <= self.upper
+
+
+class Budget(Protocol):
+    """How much of the network may be left."""
+
+    @property
+    def name(self) -> str:
+        """Name of the option in conf/budget."""
+
+    @property
+    def cost(self) -> str:
+        """What is counted, one of COSTS."""
+
+    @property
+    def relative_macs(self) -> float:
+        """Most MACs that may be left over those of the unpruned network, in (0, 1]."""
+
+    @property
+    def can_be_missed(self) -> bool:
+        """Whether an episode may end outside the budget."""
+
+    @property
+    def evaluate_outside(self) -> bool:
+        """Whether networks outside the budget are measured."""
+
+    def limits(self, base: int, smallest: int) -> Limits:
+        """The budget in MACs.
+
+        Args:
+            base: MACs of the unpruned network.
+            smallest: MACs of the cheapest network that actions can reach.
+
+        Raises:
+            ValueError: the budget is below what can be reached.
+        """
+
+    def largest_count(self, problem: Problem, counts: np.ndarray, site: int, wanted: int) -> int:
+        """The kept count of one site, `wanted` or fewer, that the other `counts` leave room for."""
+
+    def allowed(self, problem: Problem, options: Sequence[Assignment]) -> np.ndarray:
+        """Which of several assignments may be chosen, bool (len(options),)."""
+
+    def fit(self, problem: Problem, fractions: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """Kept counts (S,) for kept fractions (S,) whose plain rounding is `wanted`."""
+
+
+def _any_count(self: Budget, problem: Problem, counts: np.ndarray, site: int, wanted: int) -> int:
+    """As wanted."""
+    return wanted
+
+
+def _any_option(self: Budget, problem: Problem, options: Sequence[Assignment]) -> np.ndarray:
+    """All are allowed."""
+    return np.ones(len(options), dtype=bool)
+
+
+def _as_wanted(
+    self: Budget, problem: Problem, fractions: np.ndarray, wanted: np.ndarray
+) -> np.ndarray:
+    """Plain rounding."""
+    return wanted
+
+
+@dataclass(frozen=True)
+class Unlimited:
+    """No budget: the reward alone says what compression is worth. `budget=none`."""
+
+    name = "none"
+    cost = "macs"
+    relative_macs = 1.0
+    can_be_missed = False
+    evaluate_outside = True
+    largest_count = _any_count
+    allowed = _any_option
+    fit = _as_wanted
+
+    def limits(self, base: int, smallest: int) -> Limits:
+        """Everything is within budget."""
+        return Limits(0, base, base)
+
+
+@dataclass(frozen=True)
+class Wall:
+    """AMC's bound on the action, so that every finished episode is within budget.
+
+    The current site may keep at most so many channels that the undecided ones, pruned as far as
+    they go, still fit (Algorithm 1 of "AMC: AutoML for Model Compression and Acceleration on Mobile
+    Devices", https://arxiv.org/abs/1802.03494, in channels instead of ratios). The bound is
+    computed after rounding to channels; the released code rounds afterwards and can overshoot.
+
+    Args:
+        relative_macs: most MACs left, as a fraction of the unpruned network's, in (0, 1].
+        cost: "macs" of dense hardware, or "nonzero_macs" of the weights that are not masked.
+    """
+
+    relative_macs: float = 0.5
+    cost: str = "macs"
+
+    name = "wall"
+    can_be_missed = False
+    evaluate_outside = True
+    fit = _as_wanted
+
+    def __post_init__(self) -> None:
+        _check(self.relative_macs, self.cost)
+
+    def limits(self, base: int, smallest: int) -> Limits:
+        """At most the budget."""
+        return Limits(0, _reachable(self.relative_macs, self.cost, base, smallest), base)
+
+    def largest_count(self, problem: Problem, counts: np.ndarray, site: int, wanted: int) -> int:
+        """At most what leaves room for the undecided sites."""
+        most = problem.task.cost.max_keep(counts, site, problem.limits.upper)
+        assert most >= problem.smallest.counts[site], "the wall has shut out the smallest choice"
+        return min(wanted, most)
+
+    def allowed(self, problem: Problem, options: Sequence[Assignment]) -> np.ndarray:
+        """Those within budget."""
+        return problem.meter.of_options(options) <= problem.limits.upper
+
+
+@dataclass(frozen=True)
+class Band:
+    """AutoSculpt's target +- delta, with `relative_macs` as the upper edge.
+
+    The band is [relative_macs - 2 * delta, relative_macs]: the target is relative_macs - delta, so
+    that `budget.relative_macs` bounds the cost from above here as in every other budget. A network
+    outside the band is not measured (its cost is analytic and free) unless `evaluate_outside`; its
+    reward is `envs.rewards.BandPenalty`.
+
+    Args:
+        relative_macs: upper edge, as a fraction of the unpruned network's MACs, in (0, 1].
+        delta: half the width of the band, at least 0.
+        cost: "macs" of dense hardware, or "nonzero_macs" of the weights that are not masked.
+        evaluate_outside: whether networks outside the band are measured too.
+    """
+
+    relative_macs: float = 0.5
+    delta: float = 0.05
+    cost: str = "macs"
+    evaluate_outside: bool = False
+
+    name = "band"
+    can_be_missed = True
+    largest_count = _any_count
+    allowed = _any_option
+    fit = _as_wanted
+
+    def __post_init__(self) -> None:
+        _check(self.relative_macs, self.cost)
+        if not 0.0 <= self.delta < 1.0:
+            raise ValueError(
+                f"Half the width of the band must be in [0, 1), got {self.delta}. "
+                f"Change budget.delta."
+            )
+
+    def limits(self, base: int, smallest: int) -> Limits:
+        """The band in MACs."""
+        upper = _reachable(self.relative_macs, self.cost, base, smallest)
+        lower = math.ceil((self.relative_macs - 2.0 * self.delta) * base - 1e-6)
+        return Limits(max(0, min(lower, upper)), upper, base)
+
+
+@dataclass(frozen=True)
+class Project:
+    """Scales the whole vector of kept fractions so that the budget is met after rounding.
+
+    The log kept fractions of all groups are shifted by one common amount, found by bisection, so
+    that the MACs after rounding down are as close below the budget as one shift allows; then single
+    channels are added, largest remainder first, until none fits anywhere. What the agent chooses is
+    the shape of the plan, never its size. Topping up gives a group one channel as a rule, and a few
+    to a group that is cheap beside the others.
+
+    Args:
+        relative_macs: MACs left, as a fraction of the unpruned network's, in (0, 1].
+    """
+
+    relative_macs: float = 0.5
+
+    name = "project"
+    cost = "macs"
+    can_be_missed = False
+    evaluate_outside = True
+    largest_count = _any_count
+    allowed = _any_option
+
+    def __post_init__(self) -> None:
+        _check(self.relative_macs, self.cost)
+
+    def limits(self, base: int, smallest: int) -> Limits:
+        """At most the budget."""
+        return Limits(0, _reachable(self.relative_macs, self.cost, base, smallest), base)
+
+    def fit(self, problem: Problem, fractions: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """The projected counts; `wanted` plays no part."""
+        sizes, smallest = problem.sizes, problem.smallest.counts
+        macs, budget = problem.task.cost.macs_of_counts, problem.limits.upper
+        logs = np.log(np.maximum(fractions, 1.0 / (2 * sizes)))
+
+        def target(shift: float) -> np.ndarray:
+            return np.clip(np.exp(logs + shift) * sizes, smallest, sizes)
+
+        # At the lower end every group is at its smallest, at the upper end at its largest.
+        low = float((np.log(smallest / sizes) - logs).min()) - 1e-9
+        high = float(-logs.min()) + 1e-9
+        if macs(_floor(target(high))) <= budget:
+            return sizes.copy()
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if macs(_floor(target(middle))) <= budget else (low, middle)
+        return _top_up(problem, target(low))
+
+
+def _top_up(problem: Problem, target: np.ndarray) -> np.ndarray:
+    """`target` (S,) rounded down, then single channels added by remainder, while they fit."""
+    counts, sizes = _floor(target), problem.sizes
+    macs, budget = problem.task.cost.macs_of_counts, problem.limits.upper
+    while True:
+        options = counts + np.eye(len(counts), dtype=np.int64)
+        fits = (np.asarray(macs(options)) <= budget) & (counts < sizes)
+        if not fits.any():
+            return counts
+        counts[np.argmax(np.where(fits, target - counts, -np.inf))] += 1
+
+
+def _floor(target: np.ndarray) -> np.ndarray:
+    """Whole channels; the tolerance keeps 3 - 1e-12 at 3."""
+    return np.floor(target + 1e-9).astype(np.int64)
+
+
+def _check(relative_macs: float, cost: str) -> None:
+    if not 0.0 < relative_macs <= 1.0:
+        raise ValueError(
+            f"The budget must be in (0, 1], a fraction of the unpruned network's MACs, got "
+            f"{relative_macs}. Change budget.relative_macs."
+        )
+    if cost not in COSTS:
+        raise ValueError(
+            f"A budget counts one of {', '.join(COSTS)}, got {cost!r}. Change budget.cost."
+        )
+
+
+def _reachable(relative_macs: float, cost: str, base: int, smallest: int) -> int:
+    """The budget in MACs.
+
+    Raises:
+        ValueError: no action leads there.
+    """
+    upper = math.floor(relative_macs * base + 1e-6)
+    if smallest > upper:
+        # Rounded up: the number named must itself be accepted.
+        reachable = math.ceil(smallest / base * 1e4) / 1e4
+        raise ValueError(
+            f"The budget of {relative_macs:g} of the {cost} cannot be reached: the smallest "
+            f"network these actions lead to has {reachable:.4f}. Raise budget.relative_macs, or "
+            f"let actions remove more (env.max_ratio for ratios; patterns, or "
+            f"budget.cost=nonzero_macs for masks, with pattern actions)."
+        )
+    return upper

@@ -1,0 +1,205 @@
+"""The reward part: what a transition is worth, as named terms that are summed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from pruning.evaluation import Evaluation
+
+
+def likelihood_kept(evaluation: Evaluation, base: Evaluation) -> float:
+    """Likelihood exp(-loss) over that of the unpruned network, in [0, 1].
+
+    Losses below 0 count as 0. Taken from the difference of the losses, since the likelihood of a
+    hopeless network is 0 in floating point.
+    """
+    return math.exp(min(0.0, max(base.loss, 0.0) - max(evaluation.loss, 0.0)))
+
+
+def accuracy_kept(evaluation: Evaluation, base: Evaluation) -> float:
+    """Accuracy, or the user's metric, over that of the unpruned network, in [0, 1].
+
+    Raises:
+        ValueError: the unpruned network has none.
+    """
+    if base.accuracy <= 0.0:
+        raise ValueError(
+            f"The unpruned network has an accuracy of {base.accuracy}, so none can be kept. "
+            f"Check network.checkpoint, or set reward.quality=likelihood."
+        )
+    return min(1.0, max(0.0, evaluation.accuracy / base.accuracy))
+
+
+QUALITIES: Mapping[str, Callable[[Evaluation, Evaluation], float]] = {
+    "likelihood": likelihood_kept,
+    "accuracy": accuracy_kept,
+}
+"""What can be kept of the unpruned network's quality."""
+
+
+@dataclass(frozen=True)
+class Transition:
+    """All that a reward sees.
+
+    Attributes:
+        evaluation: of the pruned network on the reward split; None when it was not measured.
+        base: the same of the unpruned network.
+        relative_macs: MACs left over those of the unpruned network, in [0, 1], as the budget
+            counts them.
+        macs: MACs left, dense hardware.
+        params: parameters left.
+        budget_distance: how far `relative_macs` lies outside the budget; 0 when inside.
+        finished: whether the episode ends here.
+    """
+
+    evaluation: Evaluation | None
+    base: Evaluation
+    relative_macs: float
+    macs: int
+    params: int
+    budget_distance: float
+    finished: bool
+
+
+class Reward(Protocol):
+    """Names and scores the parts of one transition; the reward is their sum."""
+
+    @property
+    def name(self) -> str:
+        """Name of the option in conf/reward."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Least and greatest sum of the terms."""
+
+    @property
+    def pays_for_compression(self) -> bool:
+        """Whether a smaller network of equal accuracy is worth more."""
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """The keys of every result."""
+
+    def __call__(self, transition: Transition) -> dict[str, float]:
+        """The terms of a transition whose evaluation is there."""
+
+
+@dataclass(frozen=True)
+class AlphaReward:
+    """Weighs compression against the quality that is kept.
+
+        alpha * (1 - relative_macs) + (1 - alpha) * min(1, quality / base quality)
+
+    The trade-off named in the abstract of AutoSculpt (https://arxiv.org/abs/2412.18091); neither a
+    formula nor an alpha is in its released code, so this form is ours.
+
+    Args:
+        alpha: weight of compression in [0, 1]; higher prunes more.
+        quality: "likelihood", exp(-loss), which is smooth, or "accuracy" (the user's metric, which
+            must not be negative).
+    """
+
+    alpha: float = 0.5
+    quality: str = "likelihood"
+
+    name = "alpha"
+    bounds = (0.0, 1.0)
+    pays_for_compression = True
+    term_names = ("compression", "quality")
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.alpha <= 1.0:
+            raise ValueError(f"alpha must be in [0, 1], got {self.alpha}. Change reward.alpha.")
+        if self.quality not in QUALITIES:
+            raise ValueError(
+                f"The quality is one of {', '.join(QUALITIES)}, got {self.quality!r}. "
+                f"Change reward.quality."
+            )
+
+    def __call__(self, transition: Transition) -> dict[str, float]:
+        """The terms `compression` in [0, alpha] and `quality` in [0, 1 - alpha].
+
+        Raises:
+            ValueError: the unpruned network has no accuracy that could be kept.
+        """
+        assert transition.evaluation is not None, "a reward needs an evaluation"
+        kept = QUALITIES[self.quality](transition.evaluation, transition.base)
+        return {
+            "compression": self.alpha * (1.0 - transition.relative_macs),
+            "quality": (1.0 - self.alpha) * kept,
+        }
+
+
+@dataclass(frozen=True)
+class AmcErrorReward:
+    """AMC's R_err = -(1 - accuracy) (https://arxiv.org/abs/1802.03494, section 3.3).
+
+    It pays nothing for compression: a budget has to see to that.
+    """
+
+    name = "amc_error"
+    bounds = (-1.0, 0.0)
+    pays_for_compression = False
+    term_names = ("error",)
+
+    def __call__(self, transition: Transition) -> dict[str, float]:
+        """The term `error` in [-1, 0]."""
+        assert transition.evaluation is not None, "a reward needs an evaluation"
+        return {"error": transition.evaluation.accuracy - 1.0}
+
+
+@dataclass(frozen=True)
+class BandPenalty:
+    """A reward, and outside the budget a term that puts it below every reward inside.
+
+    Inside, the term `budget` is 0. Outside it is negative and falls with the distance:
+
+        not measured: min(0, lowest) - distance        (the other terms are 0)
+        measured:     min(0, lowest) - highest - distance
+
+    where lowest and highest are the bounds of the reward.
+
+    Args:
+        reward: what is paid inside the budget.
+    """
+
+    reward: Reward
+
+    @property
+    def name(self) -> str:
+        """Name of the reward inside the budget."""
+        return self.reward.name
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The distance is at most 1."""
+        lowest, highest = self.reward.bounds
+        return 2 * min(0.0, lowest) - max(0.0, highest) - 1.0, highest
+
+    @property
+    def pays_for_compression(self) -> bool:
+        """True: it punishes too much of it, and too little."""
+        return True
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """Those of the reward, and `budget`."""
+        return (*self.reward.term_names, "budget")
+
+    def __call__(self, transition: Transition) -> dict[str, float]:
+        """The terms of the reward, and `budget`."""
+        distance = transition.budget_distance
+        lowest, highest = self.reward.bounds
+        if transition.evaluation is None:
+            assert distance > 0.0, "a network within budget was not measured"
+            return {
+                **dict.fromkeys(self.reward.term_names, 0.0),
+                "budget": min(0.0, lowest) - distance,
+            }
+        terms = self.reward(transition)
+        if distance == 0.0:
+            return {**terms, "budget": 0.0}
+        return {**terms, "budget": min(0.0, lowest) - max(0.0, highest) - distance}
