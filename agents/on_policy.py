@@ -1,0 +1,134 @@
+"""PPO and A2C of SB3 for short searches: they learn from how an outcome ranks among recent ones."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import stable_baselines3
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch import Tensor
+
+
+class _RanksMixin:
+    """Replaces the rewards of a rollout by the ranks of their outcomes, and returns by outcomes.
+
+    An outcome is a reward other than 0, or one that ends an episode. Its utility is `u ** power`,
+    scaled to mean 0 and variance 1 for uniform u, where u in (0, 1) is the outcome's rank among the
+    last `window` outcomes, ties at their middle (ranked rewards, https://arxiv.org/abs/1807.01672,
+    with the utilities of https://arxiv.org/abs/1106.4487 in mind: the best outcomes differ a lot,
+    the others hardly). Missing a budget band costs several times what separates two good networks;
+    as raw rewards those penalties drown the differences a search is about.
+
+    The return of a step is the utility of the next outcome, at that step or later in its episode:
+    in `whole` episodes each step assigns every site anew and is worth what it led to; in layerwise
+    ones all steps of an episode share its end. So there is no discount and no GAE.
+
+    Args:
+        power: exponent of the rank, above 0; higher cares for the best outcomes only.
+        window: number of outcomes remembered, at least 2.
+    """
+
+    rewards: np.ndarray
+    values: np.ndarray
+    returns: np.ndarray
+    advantages: np.ndarray
+    episode_starts: np.ndarray
+    buffer_size: int
+
+    def __init__(self, *args: Any, power: float, window: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.power = power
+        self._outcomes: deque[float] = deque(maxlen=window)
+
+    def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
+        """Fill returns and advantages.
+
+        Args:
+            last_values: values of the observation after the rollout, which stand in for the
+                outcome of an episode that goes on.
+            dones: whether the last step ended the episode of each environment.
+        """
+        ends = np.concatenate([self.episode_starts[1:], np.asarray(dones)[None]]).astype(bool)
+        is_outcome = ends | (self.rewards != 0)
+        self._outcomes.extend(self.rewards[is_outcome].tolist())
+        following = last_values.clone().cpu().numpy().flatten()
+        utilities = self._utilities(self.rewards)
+        for step in reversed(range(self.buffer_size)):
+            following = np.where(is_outcome[step], utilities[step], following)
+            self.returns[step] = following
+        self.advantages = self.returns - self.values
+
+    def _utilities(self, rewards: np.ndarray) -> np.ndarray:
+        known = np.sort(np.fromiter(self._outcomes, dtype=np.float64))
+        if not len(known):
+            return np.zeros_like(rewards)
+        below = np.searchsorted(known, rewards, side="left")
+        not_above = np.searchsorted(known, rewards, side="right")
+        rank = (below + not_above) / (2 * len(known))  # in (0, 1); a lone outcome has 1/2
+        mean = 1 / (self.power + 1)
+        variance = 1 / (2 * self.power + 1) - mean**2
+        return ((rank**self.power - mean) / np.sqrt(variance)).astype(np.float32)
+
+
+class RankedRolloutBuffer(_RanksMixin, RolloutBuffer):
+    """Rollout buffer of ranked outcomes, for vector observations."""
+
+
+class RankedDictRolloutBuffer(_RanksMixin, DictRolloutBuffer):
+    """Rollout buffer of ranked outcomes, for Dict observations."""
+
+
+class _RankedOutcomes(OnPolicyAlgorithm):
+    """SB3's on-policy agents with ranked outcomes.
+
+    Args:
+        policy: see SB3.
+        env: see SB3.
+        rank_power: exponent of the rank, see `_RanksMixin`; None learns from the rewards
+            themselves, with SB3's `gamma` and `gae_lambda`, which are not used otherwise.
+        rank_window: outcomes among which one is ranked.
+        kwargs: further arguments of the SB3 agent.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        env: Any,
+        *,
+        rank_power: float | None = 8.0,
+        rank_window: int = 128,
+        **kwargs: Any,
+    ) -> None:
+        if (rank_power is not None and rank_power <= 0) or rank_window < 2:
+            raise ValueError(
+                f"rank_power={rank_power}, rank_window={rank_window}: wanted are a power above 0, "
+                "or null, and a window of at least 2. Change them in the agent config."
+            )
+        self.rank_power = rank_power
+        self.rank_window = rank_window
+        super().__init__(policy, env, **kwargs)
+
+    def _setup_model(self) -> None:
+        if self.rank_power is not None and self.rollout_buffer_class is None:
+            self.rollout_buffer_class = (
+                RankedDictRolloutBuffer
+                if isinstance(self.observation_space, spaces.Dict)
+                else RankedRolloutBuffer
+            )
+            self.rollout_buffer_kwargs = {"power": self.rank_power, "window": self.rank_window}
+        super()._setup_model()
+
+
+class PPO(_RankedOutcomes, stable_baselines3.PPO):
+    """SB3's PPO-Clip (https://arxiv.org/abs/1707.06347) on ranked outcomes."""
+
+
+class A2C(_RankedOutcomes, stable_baselines3.A2C):
+    """SB3's A2C (https://arxiv.org/abs/1602.01783) on ranked outcomes."""

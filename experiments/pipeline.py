@@ -1,0 +1,157 @@
+"""The main job: a trained network goes in, an agent prunes it, a smaller network comes out."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from experiments.building import (
+    build_data,
+    build_network,
+    check_outputs,
+    example_inputs,
+    own_options,
+)
+from experiments.final_report import FinalReport, ReportOptions
+from experiments.identity import RunIdentity
+from experiments.progress import TrainingProgress, shows_progress
+from experiments.report_stage import write_report
+from experiments.report_table import print_report
+from experiments.run_folder import RunFolder, write_json, write_text
+from experiments.search_stage import build_parts, search
+from experiments.settings import Settings
+from experiments.sinks import KeptOpen, open_mirrors
+from graphs.tracing import trace_network
+from networks.data import DataSplits
+from networks.pretrained import pretrain
+from pruning.task import PruningTask
+
+log = logging.getLogger(__name__)
+
+
+def run_job(config: DictConfig, folder: Path, identity: RunIdentity) -> float:
+    """Run the whole job and leave its files in `folder`; `summary.json` comes last.
+
+    Args:
+        config: the composed config, without Hydra's own section.
+        folder: the run folder; it exists.
+        identity: how the run is called.
+
+    Returns:
+        The reward of the plan that was kept: what a sweeper optimises.
+
+    Raises:
+        ValueError: the user asked for something that cannot be.
+    """
+    started = time.monotonic()
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    for section in ("network", "data"):
+        plain[section] = own_options(section, plain[section], identity.overrides)
+    settings = Settings.from_config(plain, show_progress=shows_progress(plain["progress_bar"]))
+    torch.set_num_threads(settings.num_threads)
+    seed_everything(settings.seed)
+    run = RunFolder(folder)
+    write_text(run.config, OmegaConf.to_yaml(OmegaConf.create(plain)))
+
+    build_parts(config)  # refuses what is out of range before anything costs time
+    data = build_data(plain["data"])
+    splits = {name: list(indices) for name, indices in data.indices.items()}
+    write_json(run.splits, {"data": data.name, "indices": splits})
+    network = trained_network(config, plain, data, settings)
+    task = build_task(config, plain, network, data, settings)
+    log.info(
+        "%s on %s: %s MACs, %s parameters, %d groups, accuracy %.4f on the reward split",
+        identity.network, data.name, f"{task.cost.base_macs:,}", f"{task.cost.base_params:,}",
+        len(task.sites), task.base.accuracy,
+    )  # fmt: skip
+
+    with open_mirrors(plain, folder, identity) as mirrors:
+        found = search(config, settings, task, run, [KeptOpen(mirror) for mirror in mirrors])
+        report = FinalReport(task, data, report_options(config, plain, settings))
+        summary, rows = write_report(report, found, run, plain, identity, settings, started=started)
+        for mirror in mirrors:
+            mirror.report(summary.to_dict(), rows)
+    write_json(run.summary, summary.to_dict())
+    print_report(summary, folder)
+    return summary.best_reward
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def trained_network(
+    config: DictConfig,
+    plain: dict[str, Any],
+    data: DataSplits,
+    settings: Settings,
+) -> nn.Module:
+    """The network with the weights of its checkpoint; without one it is trained, once.
+
+    Raises:
+        ValueError: there is neither a checkpoint nor a recipe, or network and data do not fit.
+    """
+    network = build_network(plain["network"])
+    check_outputs(network, data)
+    checkpoint = plain["network"].get("checkpoint")
+    if checkpoint is not None:
+        log.info("Weights: %s", checkpoint)
+        return network
+    progress = TrainingProgress("training the network", enabled=settings.show_progress)
+    recipe = instantiate(config.pretrain, _convert_="all")
+    pretrained = pretrain(network, data.search.train, recipe, settings.cache_dir, progress=progress)
+    origin = "trained before" if pretrained.cached else "trained just now"
+    log.info("Weights: %s, %s", origin, pretrained.path)
+    return network
+
+
+def build_task(
+    config: DictConfig,
+    plain: dict[str, Any],
+    network: nn.Module,
+    data: DataSplits,
+    settings: Settings,
+) -> PruningTask:
+    """Trace the network and put together what is decided, executed and measured.
+
+    Raises:
+        UnsupportedOp: the network does something the tracer does not know.
+        ValueError: there is nothing to prune, or a setting is wrong.
+    """
+    evaluation = instantiate(config.evaluation, _convert_="all")
+    options = {
+        key: value for key, value in evaluation.items() if key not in ("recalibrate", "latency")
+    }
+    return PruningTask(
+        network,
+        trace_network(network, example_inputs(data)),
+        data.search,
+        library=instantiate(config.patterns),
+        recalibrate=bool(plain["evaluation"]["recalibrate"]),
+        evaluator_options=options,
+        seed=settings.seed,
+        **plain["importance"],
+    )
+
+
+def report_options(config: DictConfig, plain: dict[str, Any], settings: Settings) -> ReportOptions:
+    """How base, pruned and uniform network are measured."""
+    return ReportOptions(
+        fine_tune=instantiate(config.fine_tune, _convert_="all"),
+        recalibrate=bool(plain["evaluation"]["recalibrate"]),
+        latency_batch=settings.latency_batch,
+        latency_threads=settings.latency_threads,
+        latency_seconds=settings.latency_seconds,
+    )

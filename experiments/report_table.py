@@ -1,0 +1,82 @@
+"""The table a run ends with: base, pruned and uniform network side by side."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from experiments.summary import NetworkReport, Summary
+
+
+def print_report(summary: Summary, folder: Path) -> None:
+    """Print the result of a run and what to do with it.
+
+    Args:
+        summary: the result.
+        folder: the run folder.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"{summary.agent} prunes {summary.network} ({summary.env}), seed {summary.seed}",
+        title_justify="left",
+        caption=_caption(summary),
+        caption_justify="left",
+    )
+    table.add_column("", no_wrap=True)
+    for name, style in (("base", "green"), ("pruned", "bold cyan"), ("uniform", "yellow")):
+        table.add_column(name, justify="right", style=style, no_wrap=True)
+    reports = (summary.base, summary.pruned, summary.uniform)
+    table.add_row(
+        "reward-split accuracy", *(_percent(report.reward_accuracy) for report in reports)
+    )
+    table.add_row("test accuracy", *(_percent(report.test_accuracy) for report in reports))
+    table.add_row("  after fine-tuning", *(_percent(r.test_accuracy_finetuned) for r in reports))
+    base = summary.base
+    table.add_row("MACs", *(_of(report.macs, base.macs) for report in reports))
+    if any(report.nonzero_macs != report.macs for report in reports):
+        table.add_row("  non-zero weights", *(_of(r.nonzero_macs, base.macs) for r in reports))
+    table.add_row("parameters", *(_of(report.params, base.params) for report in reports))
+    if any(report.nonzero_params != report.params for report in reports):
+        table.add_row("  non-zero", *(_of(r.nonzero_params, base.params) for r in reports))
+    table.add_row("latency", *(_latency(report) for report in reports))
+    console = Console(soft_wrap=False)
+    console.print()
+    console.print(table)
+    budget = f"budget of {summary.budget_relative_macs:.4g} of the MACs"
+    verdict = "met" if summary.budget_met else "[bold red]not met[/]"
+    console.print(
+        f"{summary.evaluations} evaluations ({summary.cache_hits} more from the cache), "
+        f"{summary.episodes} episodes in {summary.search_seconds:.0f} s; {budget} {verdict}."
+    )
+    if summary.stop_reason == "interrupted":
+        console.print("The search was ended early by Ctrl-C; this is the best plan until then.")
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    console.print(f"\nRun folder: {shown}", soft_wrap=True, highlight=False)
+    command = f"python -m experiments.evaluate_pruned {shlex.quote(str(shown))}"
+    console.print(f"Test it in a new process: {command}", soft_wrap=True, highlight=False)
+
+
+def _caption(summary: Summary) -> str:
+    latency = summary.latency
+    cost = "MACs" if summary.budget_cost == "macs" else "MACs of non-zero weights"
+    threads = "thread" if latency.threads == 1 else "threads"
+    return (
+        f"uniform: every group pruned alike, at equal {cost}; same fine-tuning\n"
+        f"latency: {latency.runtime}, batch {latency.batch}, {latency.threads} {threads}"
+    )
+
+
+def _percent(accuracy: float | None) -> str:
+    return "–" if accuracy is None else f"{100 * accuracy:.2f} %"
+
+
+def _of(value: int, base: int) -> str:
+    share = "" if value == base else f" ({100 * value / base:.1f} %)"
+    number = f"{value:,}" if value < 10_000_000 else f"{value / 1e6:,.2f} M"
+    return f"{number}{share}"
+
+
+def _latency(report: NetworkReport) -> str:
+    return f"{report.latency_ms:.2f} ms"

@@ -1,0 +1,118 @@
+"""The search: an agent decides in the environment until its evaluations are spent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from agents.search import SearchResult, check_agent, run_search
+from envs.pruning_env import PruningEnv
+from envs.recording import CsvSink, EpisodeRecord, EpisodeSink
+from experiments.interruption import Interruption
+from experiments.patience import Patience
+from experiments.progress import SearchProgress
+from experiments.run_folder import RunFolder, write_text
+from experiments.settings import Settings
+from pruning.task import PruningTask
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        best: the measured plan that is kept.
+        history: all episodes.
+        result: how the search ended.
+    """
+
+    best: EpisodeRecord
+    history: tuple[EpisodeRecord, ...]
+    result: SearchResult
+
+
+def search(
+    config: DictConfig,
+    settings: Settings,
+    task: PruningTask,
+    run: RunFolder,
+    sinks: Sequence[EpisodeSink],
+) -> Found:
+    """Let the agent of the config search, and save it and its best plan.
+
+    Args:
+        config: the config of the job.
+        settings: the root keys.
+        task: what is pruned.
+        run: gets `metrics.csv`, the agent's own log, `agent.zip` and `plan.json`.
+        sinks: further receivers of every episode.
+
+    Raises:
+        ValueError: agent and environment do not fit, the budget cannot be reached, or nothing
+            within budget was found.
+        KeyboardInterrupt: Ctrl-C, twice or before anything was found.
+    """
+    interruption = Interruption()
+    with ExitStack() as stack:
+        progress = SearchProgress(settings.evaluations, enabled=settings.show_progress)
+        all_sinks = (CsvSink(run.metrics), *sinks, progress, interruption)
+        env = PruningEnv(task, **build_parts(config), sinks=all_sinks)
+        stack.callback(env.close)
+        stack.callback(progress.close)
+        make_agent = instantiate(config.agent, _partial_=True, _convert_="all")
+        check_agent(make_agent.func, env)
+        agent = make_agent(env=env)
+        stack.enter_context(interruption.listening())
+        patience = Patience(env, settings.patience)
+        result = run_search(
+            agent,
+            env,
+            evaluations=settings.evaluations,
+            max_timesteps=settings.max_timesteps,
+            minutes=settings.minutes,
+            log_dir=run.path / "agent_log",
+            callbacks=[patience],
+        )
+        if patience.is_exhausted:
+            result = replace(result, stop_reason="patience")
+        best, history = env.best, tuple(env.history)
+    if interruption.is_repeated or (interruption.is_requested and best is None):
+        raise KeyboardInterrupt
+    if best is None:
+        raise ValueError(_nothing_found(history, settings))
+    write_text(run.plan, best.plan.to_json())
+    agent.save(run.agent)
+    return Found(best, history, result)
+
+
+def build_parts(config: DictConfig) -> dict[str, Any]:
+    """The parts of the environment, from the sections env, budget and reward.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    parts = {
+        "observation": config.env.observation,
+        "action": config.env.action,
+        "episode": config.env.episode,
+        "budget": config.budget,
+        "reward": config.reward,
+    }
+    return {name: instantiate(part, _convert_="all") for name, part in parts.items()}
+
+
+def _nothing_found(history: Sequence[EpisodeRecord], settings: Settings) -> str:
+    nearest = min((record.relative_macs for record in history), default=1.0)
+    return (
+        f"None of {len(history)} episodes met the budget (fewest relative MACs: {nearest:.4f}). "
+        f"Raise search.evaluations (now {settings.evaluations}) or budget.relative_macs, or take a "
+        "budget that cannot be missed, such as budget=wall."
+    )

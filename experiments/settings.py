@@ -1,0 +1,89 @@
+"""The root keys of the config, checked before anything costs time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What belongs to a run and to no group of the config.
+
+    Attributes:
+        seed: seed of python, NumPy, torch, the agent and the fine-tuning.
+        num_threads: CPU threads of torch.
+        show_progress: whether progress bars are drawn.
+        cache_dir: folder of the networks that were trained here once.
+        evaluations: measured candidates after which the search ends.
+        minutes: wall time after which it ends, or None.
+        max_timesteps: environment steps after which it ends, or None.
+        patience: episodes in a row without a new plan after which it ends, or None.
+        latency_batch: samples per batch when latency is measured.
+        latency_threads: CPU threads when latency is measured.
+        latency_seconds: seconds of repeats per network.
+    """
+
+    seed: int
+    num_threads: int
+    show_progress: bool
+    cache_dir: Path
+    evaluations: int
+    minutes: float | None
+    max_timesteps: int | None
+    patience: int | None
+    latency_batch: int
+    latency_threads: int
+    latency_seconds: float
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, show_progress: bool) -> Settings:
+        """Read and check the root keys.
+
+        Args:
+            config: the whole config as plain data.
+            show_progress: whether progress bars are drawn.
+
+        Raises:
+            ValueError: a value is of the wrong kind or out of range.
+        """
+        search, latency = config["search"], config["evaluation"]["latency"]
+        cache_dir = config["cache_dir"]
+        if not isinstance(cache_dir, str) or not cache_dir:
+            raise ValueError(f"cache_dir must be a folder, got {cache_dir!r}.")
+        return cls(
+            seed=_whole("seed", config["seed"], lowest=0, highest=2**32 - 1),
+            num_threads=_whole("num_threads", config["num_threads"], lowest=1),
+            show_progress=show_progress,
+            cache_dir=Path(cache_dir).expanduser(),
+            evaluations=_whole("search.evaluations", search["evaluations"], lowest=1),
+            minutes=_positive("search.minutes", search["minutes"]),
+            max_timesteps=_whole_or_none("search.max_timesteps", search["max_timesteps"]),
+            patience=_whole_or_none("search.patience", search["patience"]),
+            latency_batch=_whole("evaluation.latency.batch", latency["batch"], lowest=1),
+            latency_threads=_whole("evaluation.latency.threads", latency["threads"], lowest=1),
+            latency_seconds=_positive("evaluation.latency.min_run_time", latency["min_run_time"])
+            or 0.5,
+        )
+
+
+def _whole(key: str, value: Any, *, lowest: int, highest: int | None = None) -> int:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or value < lowest or (highest is not None and value > highest):
+        bound = f"{lowest} or more" if highest is None else f"in [{lowest}, {highest}]"
+        raise ValueError(f"{key} must be a whole number, {bound}, got {value!r}.")
+    return int(value)
+
+
+def _whole_or_none(key: str, value: Any) -> int | None:
+    return None if value is None else _whole(key, value, lowest=1)
+
+
+def _positive(key: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise ValueError(f"{key} must be a number above 0 or null, got {value!r}.")
+    return float(value)

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.noise import NormalActionNoise
+
+from agents.encoder import NodeEncoder
+from agents.features_extractor import GraphFeaturesExtractor
+from agents.flat_features import FlatFeaturesExtractor
+from agents.off_policy import DDPG, TD3, ReturnReplayBuffer, truncated_normal
+
+FLAT = {"features_extractor_class": FlatFeaturesExtractor, "net_arch": [64, 64]}
+GRAPH = {
+    "features_extractor_class": GraphFeaturesExtractor,
+    "features_extractor_kwargs": {"encoder_class": NodeEncoder, "hidden_channels": 16},
+    "net_arch": [32],
+}
+
+
+def make_agent(env, agent_class=DDPG, policy_kwargs=FLAT, **kwargs):
+    defaults = {
+        "buffer_size": 2000,
+        "learning_starts": 32,
+        "batch_size": 64,
+        "train_freq": (1, "episode"),
+        "gradient_steps": -1,
+        "gamma": 1.0,
+        "tau": 0.01,
+        "seed": 0,
+        "device": "cpu",
+    }
+    return agent_class(
+        "MultiInputPolicy", env, policy_kwargs=policy_kwargs, **{**defaults, **kwargs}
+    )
+
+
+def test_ddpg_learns_the_ratio_of_each_site_in_a_few_hundred_episodes(make_env):
+    """A random agent has 0.4 on average, and the mean ratio 0.6."""
+    env = make_env("ratio", "layerwise")
+    make_agent(env, warmup_episodes=50, sigma=0.6, sigma_decay=0.98).learn(300 * 4)
+    assert np.mean([record.reward for record in env.history[:50]]) < 0.5
+    assert np.mean([record.reward for record in env.history[-30:]]) > 0.8
+
+
+@pytest.mark.parametrize("agent_class", [DDPG, TD3])
+@pytest.mark.parametrize("episode", ["whole", "layerwise"])
+def test_the_graph_is_read_by_off_policy_agents(make_env, tmp_path, agent_class, episode):
+    env = make_env("ratio", episode)
+    agent = make_agent(env, agent_class, GRAPH, warmup_episodes=2, learning_starts=4)
+    agent.learn(24)
+    agent.save(tmp_path / "agent.zip")
+    loaded = agent_class.load(tmp_path / "agent.zip", device="cpu")
+    observation, _ = env.reset()
+    np.testing.assert_array_equal(loaded.predict(observation)[0], agent.predict(observation)[0])
+    assert loaded.current_sigma == agent.current_sigma < agent.sigma
+
+
+def test_the_reward_at_the_end_becomes_the_return_of_every_step():
+    box = spaces.Box(-1, 1, (1,), np.float32)
+    buffer = ReturnReplayBuffer(6, box, box, gamma=0.5)
+    value = np.zeros((1, 1), np.float32)
+    for reward, done in [(0.0, 0), (2.0, 0), (8.0, 1), (0.0, 0), (4.0, 1), (0.0, 0)]:
+        buffer.add(value, value, value, np.array([reward]), np.array([done]), [{}])
+    assert buffer.rewards[:, 0].tolist() == [3.0, 6.0, 8.0, 2.0, 4.0, 0.0]
+    assert buffer.dones[:, 0].tolist() == [1, 1, 1, 1, 1, 0]  # the last episode goes on
+    # it goes on across the end of the buffer, over the oldest transitions
+    buffer.add(value, value, value, np.array([6.0]), np.array([1]), [{}])
+    assert buffer.rewards[:, 0].tolist() == [6.0, 6.0, 8.0, 2.0, 4.0, 3.0]
+
+
+def test_an_episode_cut_by_a_time_limit_is_not_bootstrapped():
+    box = spaces.Box(-1, 1, (1,), np.float32)
+    buffer = ReturnReplayBuffer(4, box, box)
+    value = np.zeros((1, 1), np.float32)
+    infos = [{"TimeLimit.truncated": True}]
+    buffer.add(value, value, value, np.array([5.0]), np.array([1]), infos)
+    assert buffer.sample(1).dones.item() == 1.0
+
+
+def test_truncated_normal_stays_inside_and_does_not_pile_up_at_the_bounds():
+    np.random.seed(0)
+    drawn = truncated_normal(np.full(20_000, 0.9), 0.5)
+    assert drawn.dtype == np.float32
+    assert np.abs(drawn).max() < 1.0
+    # of N(0.9, 0.5) truncated to [-1, 1] the mean is 0.9 - 0.5 * 0.39104 / 0.57919 + ...
+    centre, (low, high) = 0.9, ((-1 - 0.9) / 0.5, (1 - 0.9) / 0.5)
+    density = lambda x: np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)  # noqa: E731
+    mass = 0.579260 - 0.000072  # of the standard normal between -3.8 and 0.2
+    assert drawn.mean() == pytest.approx(
+        centre + 0.5 * (density(low) - density(high)) / mass, abs=0.01
+    )
+    assert truncated_normal(np.array([0.3]), 0.0) == np.float32(0.3)
+    far = truncated_normal(np.array([1.0, -1.0]), 1e-3)
+    assert np.isfinite(far).all()
+
+
+def test_noise_decays_by_episode_after_the_warm_up(make_env):
+    agent = make_agent(
+        make_env("ratio"), sigma=0.8, sigma_decay=0.5, sigma_min=0.1, warmup_episodes=3
+    )
+    found = []
+    for episode in (0, 3, 4, 5, 50):
+        agent._episode_num = episode
+        found.append(agent.current_sigma)
+    assert found == [0.8, 0.8, 0.4, 0.2, 0.1]
+
+
+def test_each_site_gets_noise_of_its_own(make_env):
+    agent = make_agent(make_env("ratio"), warmup_episodes=0)
+    agent._last_obs = agent.env.reset()
+    action, scaled = agent._sample_action(0)
+    assert action.shape == scaled.shape == (1, 4)
+    assert len(set(action.ravel().tolist())) == 4
+
+
+def test_the_flat_features_are_all_entries_but_the_mask(make_env):
+    env = make_env(with_mask=True)
+    extractor = FlatFeaturesExtractor(env.observation_space)
+    # 5 nodes x 2, 5 edges, 4 sites x 3, 4 globals
+    assert extractor.features_dim == 10 + 5 + 12 + 4
+    assert FlatFeaturesExtractor(spaces.Box(0, 1, (11,))).features_dim == 11
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param({"sigma": -1.0}, "sigma=-1.0", id="sigma"),
+        pytest.param({"sigma_decay": 1.5}, "sigma_decay=1.5", id="decay"),
+        pytest.param({"sigma_min": 2.0}, "sigma_min=2.0", id="min"),
+        pytest.param(
+            {"action_noise": NormalActionNoise(np.zeros(1), np.ones(1))},
+            "leave agent.action_noise empty",
+            id="noise",
+        ),
+    ],
+)
+def test_settings_out_of_range_are_refused(make_env, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_agent(make_env("ratio"), **arguments)

@@ -1,0 +1,77 @@
+"""Every YAML of conf/ composes with the defaults, and every key of it resolves."""
+
+from __future__ import annotations
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from experiments.command_line import CONFIG_FOLDER
+
+FILES = sorted(CONFIG_FOLDER.rglob("*.yaml"))
+CHOICES = [
+    f"{file.parent.relative_to(CONFIG_FOLDER).as_posix()}={file.stem}"
+    for file in FILES
+    if file.parent != CONFIG_FOLDER
+]
+
+
+@pytest.fixture(scope="module")
+def conf():
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        yield
+
+
+def test_there_is_one_main_config():
+    assert [file.name for file in FILES if file.parent == CONFIG_FOLDER] == ["train_agent.yaml"]
+    assert len(CHOICES) > 30
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_and_resolves(conf, choice):
+    config = compose("train_agent", overrides=[choice])
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert plain["network"]["_target_"].count(".") >= 1
+    assert plain["seed"] == 0
+
+
+def test_the_defaults_are_those_of_the_first_command(conf):
+    config = compose("train_agent", return_hydra_config=True)
+    choices = config.hydra.runtime.choices
+    assert (choices.agent, choices.env, choices.network) == ("ppo", "autosculpt", "digits_resnet")
+    assert choices.logger == "wandb"
+
+
+def test_wandb_is_offline_unless_the_environment_says_otherwise(conf, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    assert compose("train_agent").logger.wandb.mode == "offline"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert compose("train_agent").logger.wandb.mode == "disabled"
+
+
+def test_several_loggers_can_be_chosen(conf):
+    assert set(compose("train_agent", overrides=["logger=[wandb,tensorboard]"]).logger) == {
+        "wandb",
+        "tensorboard",
+    }
+    assert dict(compose("train_agent", overrides=["logger=csv"]).logger) == {}
+
+
+def test_an_experiment_sets_root_keys_and_groups(conf):
+    config = compose("train_agent", overrides=["experiment=resnet56_amc"])
+    assert config.budget.relative_macs == 0.5
+    assert config.network.depth == 56
+    assert config.fine_tune.epochs == 0
+
+
+def test_the_command_line_wins_over_an_experiment(conf):
+    config = compose(
+        "train_agent", overrides=["experiment=digits", "search.evaluations=7", "seed=3"]
+    )
+    assert (config.search.evaluations, config.seed) == (7, 3)
+
+
+def test_two_sweeps_never_share_a_folder(conf):
+    config = compose("train_agent", return_hydra_config=True)
+    pattern = OmegaConf.to_container(config.hydra, resolve=False)["sweep"]["dir"]
+    assert "%f" in pattern

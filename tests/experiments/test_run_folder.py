@@ -1,0 +1,88 @@
+"""Files of a run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from experiments.run_folder import RunFolder, write_json, write_text
+from experiments.settings import Settings
+
+GOOD = {
+    "seed": 3,
+    "num_threads": 2,
+    "cache_dir": "cache",
+    "search": {"evaluations": 5, "minutes": None, "max_timesteps": None, "patience": None},
+    "evaluation": {"latency": {"batch": 8, "threads": 1, "min_run_time": 0.1}},
+}
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "plan.json"
+    write_text(path, "old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("experiments.run_folder.os.replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_json_refuses_what_is_not_json(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "summary.json", {"accuracy": float("nan")})
+    assert not (tmp_path / "summary.json").exists()
+    write_json(tmp_path / "summary.json", {"accuracy": 0.5})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"accuracy": 0.5}
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"is not the folder of a run: it holds no config\.yaml"):
+        RunFolder(tmp_path).read_config()
+
+
+def test_a_run_without_a_summary_is_not_finished(tmp_path):
+    with pytest.raises(ValueError, match=r"is not finished: it holds no summary\.json"):
+        RunFolder(tmp_path).read_summary()
+
+
+def test_settings_are_read():
+    settings = Settings.from_config(GOOD, show_progress=False)
+    assert (settings.seed, settings.num_threads, settings.evaluations) == (3, 2, 5)
+    assert settings.minutes is None
+    assert settings.latency_seconds == 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": -1}, r"seed must be a whole number, in \[0, 4294967295\], got -1"),
+        ({"seed": "abc"}, r"seed must be a whole number.*got 'abc'"),
+        ({"seed": True}, r"seed must be a whole number.*got True"),
+        ({"num_threads": 0}, r"num_threads must be a whole number, 1 or more, got 0"),
+        ({"cache_dir": None}, r"cache_dir must be a folder, got None"),
+        (
+            {"search": {**GOOD["search"], "evaluations": 0}},
+            r"search\.evaluations must be a whole number, 1 or more, got 0",
+        ),
+        (
+            {"search": {**GOOD["search"], "minutes": 0}},
+            r"search\.minutes must be a number above 0 or null, got 0",
+        ),
+        (
+            {"search": {**GOOD["search"], "max_timesteps": 1.5}},
+            r"search\.max_timesteps must be a whole number, 1 or more, got 1\.5",
+        ),
+        (
+            {"evaluation": {"latency": {**GOOD["evaluation"]["latency"], "batch": 0}}},
+            r"evaluation\.latency\.batch must be a whole number, 1 or more, got 0",
+        ),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Settings.from_config({**GOOD, **changes}, show_progress=False)
