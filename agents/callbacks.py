@@ -9,7 +9,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 Progress = Callable[[int, Any], None]
-"""Called with the evaluations so far and the best EpisodeRecord (or None) when one of them changed."""
+"""Called with the evaluations so far and the best EpisodeRecord (or None) when one changed."""
 
 
 class EvaluationLimit(BaseCallback):

@@ -138,7 +138,8 @@ class GATv2Encoder(nn.Module):
         if hidden_channels % heads:
             raise ValueError(
                 f"hidden_channels={hidden_channels} is not a multiple of heads={heads}. "
-                "Change encoder.options.hidden_channels or encoder.options.encoder_kwargs.heads."
+                "Change features_extractor_kwargs.hidden_channels or encoder_kwargs.heads in "
+                "conf/encoder."
             )
         self.hidden_channels = hidden_channels
         self.num_layers = num_layers

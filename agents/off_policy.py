@@ -99,8 +99,8 @@ class _EpisodeExploration(OffPolicyAlgorithm):
     ) -> None:
         if action_noise is not None:
             raise ValueError(
-                f"{type(self).__name__} makes its own noise: leave agent.action_noise empty and set "
-                "agent.sigma."
+                f"{type(self).__name__} makes its own noise: leave agent.action_noise empty and "
+                "set agent.sigma."
             )
         if not (sigma > 0 and 0 < sigma_decay <= 1 and 0 <= sigma_min <= sigma):
             raise ValueError(

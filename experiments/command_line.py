@@ -85,6 +85,10 @@ def run_hydra_command(main: Callable[[], Any]) -> None:
     working_folder = os.getcwd()
     if working_folder not in sys.path:  # so that network._target_=my_package.build_network is found
         sys.path.insert(0, working_folder)
+    for flag in ("-m", "--multirun"):
+        if flag in sys.argv[2:]:  # Hydra takes no overrides on both sides of a flag
+            sys.argv.remove(flag)
+            sys.argv.insert(1, flag)
     try:
         main()
     except JobFailed as failure:
@@ -174,6 +178,12 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, ValueError) and _was_raised_on_purpose(error):
         return str(error)
     return None
+
+
+def comes_from(error: BaseException, *packages: str) -> bool:
+    """Whether an error was raised inside one of these installed packages."""
+    frames = _frames(error)
+    return bool(frames) and not set(packages).isdisjoint(Path(frames[-1].filename).parts)
 
 
 def closest(name: str, choices: Sequence[str]) -> str:

@@ -7,6 +7,14 @@ from pathlib import Path
 
 from experiments.summary import NetworkReport, Summary
 
+EARLY_ENDS = {
+    "interrupted": "The search was ended early by Ctrl-C; this is the best plan until then.",
+    "minutes": "The search ended after search.minutes.",
+    "max_timesteps": "The search ended after search.max_timesteps.",
+    "patience": "The search ended because the agent only repeated known plans (search.patience).",
+}
+"""Why a search ended before its evaluations were spent."""
+
 
 def print_report(summary: Summary, folder: Path) -> None:
     """Print the result of a run and what to do with it.
@@ -50,8 +58,8 @@ def print_report(summary: Summary, folder: Path) -> None:
         f"{summary.evaluations} evaluations ({summary.cache_hits} more from the cache), "
         f"{summary.episodes} episodes in {summary.search_seconds:.0f} s; {budget} {verdict}."
     )
-    if summary.stop_reason == "interrupted":
-        console.print("The search was ended early by Ctrl-C; this is the best plan until then.")
+    if summary.stop_reason in EARLY_ENDS:
+        console.print(EARLY_ENDS[summary.stop_reason])
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     console.print(f"\nRun folder: {shown}", soft_wrap=True, highlight=False)
     command = f"python -m experiments.evaluate_pruned {shlex.quote(str(shown))}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from agents.search import SearchResult, check_agent, run_search
 from envs.pruning_env import PruningEnv
 from envs.recording import CsvSink, EpisodeRecord, EpisodeSink
+from experiments.command_line import comes_from
 from experiments.interruption import Interruption
 from experiments.patience import Patience
 from experiments.progress import SearchProgress
@@ -69,7 +70,7 @@ def search(
         stack.callback(progress.close)
         make_agent = instantiate(config.agent, _partial_=True, _convert_="all")
         check_agent(make_agent.func, env)
-        agent = make_agent(env=env)
+        agent = _build_agent(make_agent, env)
         stack.enter_context(interruption.listening())
         patience = Patience(env, settings.patience)
         result = run_search(
@@ -107,6 +108,22 @@ def build_parts(config: DictConfig) -> dict[str, Any]:
         "reward": config.reward,
     }
     return {name: instantiate(part, _convert_="all") for name, part in parts.items()}
+
+
+def _build_agent(make_agent: Callable[..., Any], env: PruningEnv) -> Any:
+    """The agent of the config.
+
+    Raises:
+        ValueError: the library the agent comes from refuses its settings.
+    """
+    try:
+        return make_agent(env=env)
+    except (AssertionError, ValueError) as error:
+        if not comes_from(error, "stable_baselines3", "sb3_contrib"):
+            raise
+        raise ValueError(
+            f"The agent refuses its settings: {' '.join(str(error).split())} Change agent."
+        ) from error
 
 
 def _nothing_found(history: Sequence[EpisodeRecord], settings: Settings) -> str:

@@ -80,8 +80,8 @@ class Summary:
         episodes: finished episodes.
         wall_seconds: duration of the run, from start to this summary.
         search_seconds: duration of the search alone.
-        stop_reason: "evaluations", "minutes", "max_timesteps", "patience", "finished" (the agent had
-            nothing more to try) or "interrupted" (Ctrl-C).
+        stop_reason: what ended the search: "evaluations", "minutes", "max_timesteps", "patience",
+            "finished" (the agent had nothing more to try) or "interrupted" (Ctrl-C).
         best_reward: reward of the plan that was kept.
         relative_macs: MACs left over those of the base, as the budget counts them, in [0, 1].
         budget_relative_macs: most relative MACs allowed; 1 without a budget.

@@ -1,4 +1,4 @@
-"""One thread for every test: results do not depend on the machine's cores, and workers do not fight."""
+"""One thread for every test: results do not depend on the cores, and workers do not fight."""
 
 import torch
 

@@ -121,10 +121,23 @@ def test_the_embedding_of_an_assigned_pattern_is_trained(make_topology):
 def test_a_site_without_edges_has_an_embedding_of_its_features(make_topology):
     topology = make_topology(3)
     topology = dataclasses.replace(topology, site_edges=topology.site_edges[:, :2])
-    sites = make_extractor(topology).embed(random_observations(topology, 2)).sites
+    sites = make_extractor(topology).embed(random_observations(topology, 2)).sites.detach()
     assert torch.isfinite(sites).all()
-    features = torch.as_tensor(topology.site_features[2])
-    torch.testing.assert_close(sites[0, 2, 16:19], features)
+    features = topology.site_features
+    expected = (features[2] - features.mean(0)) / np.sqrt(features.var(0) + 1e-4)
+    np.testing.assert_allclose(sites[0, 2, 16:19].numpy(), expected, atol=1e-5)
+
+
+def test_the_sites_of_a_network_are_told_apart_from_the_start(make_topology):
+    """Over the sites, every embedding channel has mean 0 and variance 1, but for the site state."""
+    topology = make_topology(6)
+    sites = make_extractor(topology).embed(random_observations(topology, 2)).sites.detach()
+    embedded = sites[..., :-3]
+    torch.testing.assert_close(embedded.mean(1), torch.zeros(2, 19), atol=1e-5, rtol=0)
+    assert (embedded.var(1, correction=0) > 0.8).all()
+    lone = make_topology(1)
+    sites = make_extractor(lone).embed(random_observations(lone, 2)).sites
+    assert sites[..., :-3].abs().max() == 0
 
 
 def test_weights_fit_the_graph_of_another_network(make_topology):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -16,9 +17,11 @@ from experiments.command_line import (
     EXIT_INTERRUPTED,
     EXIT_USER_ERROR,
     closest,
+    comes_from,
     explain,
     report_error,
     run_command,
+    run_hydra_command,
 )
 
 
@@ -126,6 +129,27 @@ def test_a_value_error_of_an_installed_package_is_a_bug():
     with pytest.raises(ValueError, match="Invalid beta") as caught:
         torch.optim.Adam([torch.zeros(1, requires_grad=True)], betas=(2.0, 2.0))
     assert explain(caught.value) is None
+
+
+def test_errors_are_traced_to_the_package_that_raised_them():
+    import torch
+
+    with pytest.raises(ValueError, match="Invalid beta") as caught:
+        torch.optim.Adam([torch.zeros(1, requires_grad=True)], betas=(2.0, 2.0))
+    assert comes_from(caught.value, "stable_baselines3", "torch")
+    assert not comes_from(caught.value, "stable_baselines3")
+    assert not comes_from(ValueError("never raised"), "torch")
+
+
+@pytest.mark.parametrize("flag", ["-m", "--multirun"])
+def test_a_sweep_flag_may_stand_between_overrides(flag, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_agent.py", "seed=0,1", flag, "agent=ppo,uniform"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    seen = []
+    run_hydra_command(lambda: seen.extend(sys.argv))
+    assert seen == ["train_agent.py", flag, "seed=0,1", "agent=ppo,uniform"]
 
 
 def test_other_errors_are_bugs():
