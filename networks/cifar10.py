@@ -40,7 +40,7 @@ _TIMEOUT_SECONDS = 60
 def cifar10_splits(
     root: str | Path = "data",
     reward_size: int = 1000,
-    calibration_size: int = 500,
+    calibration_size: int = 250,
     download: bool = False,
     seed: int = 0,
     mean: Sequence[float] = (0.485, 0.456, 0.406),
