@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from networks.data import SampleSet
 from pruning.folding import channels_last_weights, folded
+from pruning.memory import release_freed_memory
 from pruning.plan import Candidate
 from pruning.recalibration import (
     MIN_BATCH,
@@ -24,6 +25,10 @@ from pruning.slimming import Slimmer
 
 Metric = Callable[[Tensor, Tensor], float]
 """Number from the outputs (N, ...) and the targets (N, ...) of a whole sample set."""
+
+
+RELEASE_EVERY = 10
+"""Evaluations after which freed memory is given back."""
 
 
 class NonFiniteAccuracy(ValueError):  # noqa: N818
@@ -146,6 +151,8 @@ class Evaluator:
             return replace(known, cached=True)
         outputs = self._outputs_of(candidate, overlay)
         self.num_evaluations += 1
+        if self.num_evaluations % RELEASE_EVERY == 0:
+            release_freed_memory()
         try:
             evaluation = self._score(outputs, self._targets, lambda: _describe(candidate))
         except NonFiniteAccuracy as error:

@@ -14,18 +14,18 @@ from networks.data import RandomCropFlip
 from networks.training import TrainingRecipe
 
 CONF = Path(__file__).parents[2] / "conf"
-GROUPS = ("data", "pretrain", "network")
+GROUPS = ("data", "pretrain", "fine_tune", "network")
 NETWORKS = sorted(path.stem for path in (CONF / "network").glob("*.yaml"))
 
 
 @pytest.fixture
 def composed(tmp_path):
-    """Compose these three groups alone, in the order of the root config."""
+    """Compose these groups alone, in the order of the root config."""
     for group in GROUPS:
         shutil.copytree(CONF / group, tmp_path / group)
     defaults = "".join(
         f"  - {group}: {name}\n"
-        for group, name in zip(GROUPS, ("digits", "none", "digits_resnet"), strict=True)
+        for group, name in zip(GROUPS, ("digits", "none", "short", "digits_resnet"), strict=True)
     )
     (tmp_path / "root.yaml").write_text(f"defaults:\n{defaults}  - _self_\n")
 
@@ -45,6 +45,7 @@ def test_every_network_is_built_and_brings_its_data_and_training(composed, name)
     is_digits = name.startswith("digits")
     assert cfg.data._target_.endswith("digits_splits" if is_digits else "cifar10_splits")
     assert cfg.pretrain.epochs == (30 if is_digits else 0)
+    assert cfg.fine_tune.epochs == (10 if is_digits else 0)  # hours on a CPU
 
 
 def test_the_command_line_wins_over_the_network(composed):
