@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from graphs.labels import spread
@@ -73,6 +72,38 @@ def _conv(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> Non
             patch_attribute(tracer, "groups", in_labels)
 
 
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def _conv_transpose(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    x, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
+    bias, stride = argument(args, kwargs, 2, "bias"), argument(args, kwargs, 3, "stride", 1)
+    if argument(args, kwargs, 6, "groups", 1) != 1:
+        raise UnsupportedOp(
+            f"A grouped transposed convolution {tracer.where()} has no channel rule."
+        )
+    rank = weight.dim() - 2
+    in_labels = tracer.channels(x, 1)
+    out_labels = tracer.forest.fresh(weight.shape[1])
+    tracer.axis(weight, 0, in_labels)
+    tracer.axis(weight, 1, out_labels)
+    tracer.axis(bias, 0, out_labels)
+    tracer.put(out, spread(out_labels, out.shape, 1))
+    operator = TracedOperator(
+        kind="conv",
+        module=tracer.module_path,
+        weight=tracer.weight_name(weight, func.__name__),
+        in_labels=in_labels,
+        out_labels=out_labels,
+        kernel_size=tuple(weight.shape[2:]),
+        stride=(stride,) * rank if isinstance(stride, int) else tuple(stride),
+        input_size=tuple(x.shape[2:]),
+        output_size=tuple(out.shape[2:]),
+        positions=math.prod(x.shape[2:]),  # the kernel is laid down at every input position
+    )
+    _add_operator(tracer, operator, x, out, "conv")
+    patch_attribute(tracer, "in_channels", in_labels)
+    patch_attribute(tracer, "out_channels", out_labels)
+
+
 @rule("_weight_norm", "_weight_norm_interface")
 def _weight_norm(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     tracer.weight_name(out if isinstance(out, Tensor) else out[0], "weight_norm")
@@ -103,48 +134,6 @@ def _linear(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> N
     if name == f"{tracer.module_path}.weight".lstrip("."):
         patch_attribute(tracer, "in_features", in_labels)
         patch_attribute(tracer, "out_features", out_labels)
-
-
-@rule("scaled_dot_product_attention")
-def _attention(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    query, key, value = (
-        argument(args, kwargs, i, n) for i, n in enumerate(("query", "key", "value"))
-    )
-    if query.dim() != 4 or not query.shape[1] == key.shape[1] == value.shape[1]:
-        raise UnsupportedOp(
-            f"Attention needs query, key and value of shape (batch, heads, tokens, channels) "
-            f"with equally many heads "
-            f"{tracer.where()}; got {tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}."
-        )
-    heads = []
-    for head in range(query.shape[1]):
-        # a head is removed as a whole: its query, key and value channels are one unit
-        parts = [
-            tracer.forest.tie_across(tracer.labels(t)[:, head], 2) for t in (query, key, value)
-        ]
-        merged = torch.cat(parts)
-        tracer.forest.union(merged[:1].expand(merged.shape), merged)
-        heads.append(parts)
-    head_labels = torch.stack([parts[0][0] for parts in heads])
-    tracer.trace.head_labels.append(head_labels)
-    tracer.put(out, head_labels.reshape(1, -1, 1, 1).expand(out.shape))
-    operator = TracedOperator(
-        kind="attention",
-        module=tracer.module_path,
-        weight="",
-        in_labels=torch.cat([parts[0] for parts in heads]),
-        out_labels=torch.cat([parts[2] for parts in heads]),
-        input_size=(key.shape[2],),
-        output_size=(query.shape[2],),
-        positions=query.shape[2] * key.shape[2],
-    )
-    index = len(tracer.trace.operators)
-    tracer.trace.operators.append(operator)
-    operator.target = tracer.new_node(
-        out, operator.out_labels, [query, key, value], "attention", index
-    )
-    for attribute in ("num_heads", "heads", "n_heads", "n_head"):
-        patch_attribute(tracer, attribute, head_labels)
 
 
 def _add_operator(

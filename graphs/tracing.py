@@ -315,7 +315,7 @@ def trace_network(network: nn.Module, example_inputs: Tensor | tuple[Tensor, ...
         ValueError: the inputs are not tensors, or the network gives no tensor.
     """
     # registered on import; they import this module
-    from graphs import move_rules, operator_rules, value_rules  # noqa: F401
+    from graphs import attention_rules, move_rules, operator_rules, value_rules  # noqa: F401
 
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     if not inputs or not all(isinstance(value, Tensor) for value in inputs):

@@ -170,7 +170,18 @@ def _reduce(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None
 )
 def _mix(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     x = argument(args, kwargs, 0, "input")
-    labels = tracer.labels(x)
+    labels = tracer.forest.roots(tracer.labels(x))
+    axis = argument(args, kwargs, 1, "dim")
+    outputs = tensor_arguments(out)
+    if (
+        isinstance(axis, int)
+        and bool((labels == labels.narrow(axis, 0, 1)).all())
+        and all(output.shape == x.shape for output in outputs)
+    ):
+        for output in outputs:  # over tokens or space: every channel by itself
+            tracer.put(output, labels)
+            tracer.same_node([output], x)
+        return
     tracer.freeze(shrink(labels), f"{func.__name__} mixes channels {tracer.where()}")
     for output in tensor_arguments(out):
         fresh = tracer.forest.fresh(*output.shape)

@@ -193,7 +193,7 @@ class _Bilinear:
 
         Every unit of a group must hold equally many positions, or a count could not tell the cost.
         """
-        array = np.asarray(units)
+        array = np.asarray(units, dtype=np.int64)
         frozen = float((array == FROZEN).sum())
         array = array[array != FROZEN]
         row = np.zeros(len(self._graph.groups))

@@ -83,7 +83,8 @@ class Evaluator:
         reward: images the accuracy is measured on.
         recalibrate: whether batch-norm statistics are measured again after slimming.
         fold: whether batch norms are folded into convolutions for the measurement.
-        channels_last: whether images and kernels are laid out channels last (4-d inputs only).
+        channels_last: whether images and kernels are laid out channels last (4-d inputs only; a
+            network that calls `view` across channels keeps torch's default layout).
         batch_size: most images in one forward pass.
         metric: from all outputs and targets to one number, higher is better; top-1 by default.
         loss: from all outputs and targets to one number, lower is better; cross-entropy by
@@ -127,6 +128,9 @@ class Evaluator:
         self.num_cache_hits = 0
         self._known: dict[Candidate, Evaluation | NonFiniteAccuracy] = {}
         self._inputs, self._targets = self._load(reward, "reward")
+        if channels_last and self._inputs[0].dim() == 4 and not self._runs_on(self._inputs[0][:2]):
+            self.channels_last = False
+            self._inputs = tuple(batch.contiguous() for batch in self._inputs)
         self._calibration = self._load(calibration, "calibration")[0] if recalibrate else None
 
     def evaluate(
@@ -183,6 +187,18 @@ class Evaluator:
             return self._score(
                 torch.cat(outputs), torch.cat(targets), lambda: f"the {type(network).__name__}"
             )
+
+    def _runs_on(self, batch: Tensor) -> bool:
+        """Whether the network takes the layout of a batch; `x.view(n, -1)` takes the default."""
+        network = self.slimmer.network
+        with evaluation_mode(network), channels_last_weights(network), torch.inference_mode():
+            try:
+                network(batch)
+            except RuntimeError as error:
+                if "view size is not compatible" not in str(error):
+                    raise
+                return False
+        return True
 
     def _load(self, samples: SampleSet, split: str) -> tuple[tuple[Tensor, ...], Tensor]:
         """Batches of normalised inputs in the memory format they are used in, and all targets."""

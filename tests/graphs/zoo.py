@@ -198,11 +198,58 @@ class TwoInputsDictOutput(nn.Module):
         return {"first": self.first(x), "second": self.second(x)}
 
 
+class TinyUNet(nn.Module):
+    """Down, transposed convolution up, and a concatenation with the skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.down = conv_bn(3, 6), conv_bn(6, 8, stride=2)
+        self.up, self.norm = nn.ConvTranspose2d(8, 5, 2, stride=2), nn.BatchNorm2d(5)
+        self.leave = nn.Conv2d(11, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.enter(x)
+        x = F.relu(self.norm(self.up(self.down(skip))))
+        return self.leave(torch.cat([skip, x], 1))
+
+
+class ManualAttention(nn.Module):
+    """softmax(q k^T) v by two matrix products: heads of 4 channels go as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 12, 4, stride=4)
+        self.qkv, self.project = nn.Linear(12, 36), nn.Linear(12, 12)
+        self.norm, self.fc = nn.LayerNorm(12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        parts = self.qkv(x).unflatten(2, (3, -1, 4)).permute(2, 0, 3, 1, 4)
+        q, k, v = parts.unbind(0)
+        weights = torch.softmax(q @ k.transpose(-2, -1) * 0.5, dim=-1)
+        mixed = (weights @ v).transpose(1, 2).flatten(2)
+        return self.fc(self.norm(x + self.project(mixed)).mean(1))
+
+
+class EncoderLayer(nn.Module):
+    """torch's own transformer layer: the attention holds its widths, the hidden layer is free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 12, 4, stride=4)
+        self.layer = nn.TransformerEncoderLayer(12, 3, 20, batch_first=True, dropout=0.0)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layer(self.embed(x).flatten(2).transpose(1, 2)).mean(1))
+
+
 ZOO = {
     kind.__name__: kind
     for kind in (
         Residual, DenseConcat, TwiceTheSame, FlattenSpatial, SqueezeExcite, SpatialGate, Depthwise,
-        GroupedConv, Gated, SharedConv, Normed, Moved, TwoInputsDictOutput,
+        GroupedConv, Gated, SharedConv, Normed, Moved, TwoInputsDictOutput, TinyUNet,
+        ManualAttention, EncoderLayer,
     )
 }  # fmt: skip
 

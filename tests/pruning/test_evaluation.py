@@ -317,6 +317,7 @@ def test_images_are_normalised_once_and_kept_channels_last(images):
             return x.mean((2, 3))
 
     evaluator = Evaluator(FakeSlimmer(Watcher()), raw, raw, recalibrate=False, batch_size=2)
+    seen.clear()  # the layout was tried on two images
     evaluator.evaluate(candidate(1))
     evaluator.evaluate(candidate(2))
     assert len(seen) == 4
@@ -324,3 +325,15 @@ def test_images_are_normalised_once_and_kept_channels_last(images):
     # 51 / 255 = 0.2
     torch.testing.assert_close(seen[0][0, :, 0, 0], torch.tensor([1.0, 0.0, 1.0]))
     assert seen[0].data_ptr() == seen[2].data_ptr()
+
+
+def test_a_network_that_views_across_channels_is_measured_in_the_default_layout():
+    from zoo import build
+
+    network, inputs = build("FlattenSpatial")
+    images = SampleSet(torch.randn(12, 3, 8, 8), torch.randint(0, 5, (12,)))
+    slimmer = Slimmer(network, trace_network(network, inputs))
+    evaluator = Evaluator(slimmer, images, images)
+    assert not evaluator.channels_last
+    keep = KeepSet.from_ratios(slimmer.graph, {"a.0": 0.5})
+    assert evaluator.evaluate(Candidate(keep)).num_samples == 12
