@@ -129,7 +129,8 @@ def with_random_norms(network: nn.Module) -> nn.Module:
             nn.init.normal_(module.weight)
             nn.init.normal_(module.bias)
         if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2.0)
     return network
