@@ -8,14 +8,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from patterns.channel import ChannelPattern
+from patterns.connectivity import ConnectivityPattern
 from patterns.dense import DensePattern
+from patterns.filter import FilterPattern
+from patterns.four_entry import FourEntryPattern
 from patterns.kernel_shape import KernelShapePattern
+from patterns.n_m import NMPattern
 from patterns.pattern import Pattern
+from patterns.unstructured import UnstructuredPattern
+from patterns.vector import VectorPattern
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], Pattern]] = {
     DensePattern.family: DensePattern.from_spec,
     ChannelPattern.family: ChannelPattern.from_spec,
     KernelShapePattern.family: KernelShapePattern.from_spec,
+    UnstructuredPattern.family: UnstructuredPattern.from_spec,
+    VectorPattern.family: VectorPattern.from_spec,
+    NMPattern.family: NMPattern.from_spec,
+    FourEntryPattern.family: FourEntryPattern.from_spec,
+    ConnectivityPattern.family: ConnectivityPattern.from_spec,
+    FilterPattern.family: FilterPattern.from_spec,
 }
 """What builds a pattern of each family from its specification."""
 

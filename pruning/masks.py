@@ -69,8 +69,8 @@ class PatternMasks:
             key = f"{name}@{group.name}"
             if key not in self._places or not pattern.applies_to(operator):
                 continue
-            weight = self._weights[operator.weight]
-            if operator.weight not in keys and pattern.mask(weight) is not None:
+            one_row = self._weights[operator.weight][:1]  # a whole weight can take seconds to rank
+            if operator.weight not in keys and pattern.mask(one_row) is not None:
                 keys[operator.weight] = key
         return tuple(keys.values())
 
