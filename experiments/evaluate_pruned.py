@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(
             "The run was measured with a metric of its own; name it: --metric my_package.my_metric."
         )
-    data = _build_data(config["data"], options.data)
-    network = _load_network(run.pruned, config["network"], options.network)
+    data = build_run_data(config["data"], options.data)
+    network = load_run_network(run.pruned, config["network"], options.network)
     accuracy = _test(network, data.test, config["evaluation"]["batch_size"], options.metric)
     is_equal = accuracy == expected["test_accuracy"] and len(data.test) == expected["test_images"]
     print(f"{run.pruned}: {_counted(accuracy, len(data.test))}")
@@ -55,7 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if is_equal else EXIT_BUG
 
 
-def _build_data(options: Mapping[str, Any], own: str | None) -> DataSplits:
+def build_run_data(options: Mapping[str, Any], own: str | None) -> DataSplits:
+    """The splits of a finished run.
+
+    Args:
+        options: section `data` of its config.
+        own: dotted path of the function that builds them, named by the user and not by a file.
+
+    Raises:
+        ValueError: the run needs a function that is not part of Topiary and was not named.
+    """
     from experiments.building import build_data
 
     target = options["_target_"]
@@ -67,7 +76,19 @@ def _build_data(options: Mapping[str, Any], own: str | None) -> DataSplits:
     return build_data({**options, "_target_": own or target})
 
 
-def _load_network(file: Path, options: Mapping[str, Any], own: str | None) -> nn.Module:
+def load_run_network(file: Path, options: Mapping[str, Any], own: str | None) -> nn.Module:
+    """The pruned network of a finished run, in eval mode.
+
+    Args:
+        file: its safetensors file.
+        options: section `network` of its config.
+        own: dotted path of the function that builds the unpruned network, named by the user; None
+            for a network of Topiary's.
+
+    Raises:
+        ValueError: the file is damaged, or needs a function that was not named.
+        FileNotFoundError: there is no such file.
+    """
     from experiments.building import build_network
     from pruning.artefact import load_pruned
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
+from pruning.onnx_runtime import open_onnx
 from pruning.recalibration import evaluation_mode
 
 
@@ -56,10 +58,7 @@ def measure_latency(
     Raises:
         ValueError: `threads` or `min_run_time` out of range.
     """
-    if threads < 1:
-        raise ValueError(f"Latency needs at least 1 thread, got threads={threads}.")
-    if not min_run_time > 0:
-        raise ValueError(f"min_run_time must be above 0 seconds, got {min_run_time}.")
+    _check(threads, min_run_time)
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     timer = Timer(
         "network(*arguments)",
@@ -76,6 +75,53 @@ def measure_latency(
         torch_version=str(torch.__version__),
         processor=_processor(arguments[0].device),
     )
+
+
+def measure_latency_onnx(
+    path: str | os.PathLike[str],
+    inputs: Tensor | tuple[Tensor, ...],
+    *,
+    threads: int = 1,
+    min_run_time: float = 0.5,
+) -> Latency:
+    """Time forward passes of an ONNX file in onnxruntime, on the CPU.
+
+    Args:
+        path: the file, such as one of `pruning.export.export_onnx`.
+        inputs: the input, or all inputs; the first axis of the first one is the batch.
+        threads: CPU threads, 1 or more.
+        min_run_time: seconds of repeats, above 0.
+
+    Raises:
+        ValueError: `threads` or `min_run_time` out of range, onnxruntime is not installed or
+            cannot run the file, or the file has another number of inputs.
+        FileNotFoundError: there is no such file.
+    """
+    _check(threads, min_run_time)
+    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    network = open_onnx(path, threads=threads)
+    timer = Timer(
+        "network.run(feeds)",
+        globals={"network": network, "feeds": network.feeds(arguments)},
+        num_threads=threads,
+    )
+    measurement = timer.blocked_autorange(min_run_time=min_run_time)
+    return Latency(
+        median_ms=measurement.median * 1e3,
+        iqr_ms=measurement.iqr * 1e3,
+        batch=len(arguments[0]),
+        threads=threads,
+        runtime=network.runtime,
+        torch_version=str(torch.__version__),
+        processor=_processor(torch.device("cpu")),
+    )
+
+
+def _check(threads: int, min_run_time: float) -> None:
+    if threads < 1:
+        raise ValueError(f"Latency needs at least 1 thread, got threads={threads}.")
+    if not min_run_time > 0:
+        raise ValueError(f"min_run_time must be above 0 seconds, got {min_run_time}.")
 
 
 def _processor(device: torch.device) -> str:

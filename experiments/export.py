@@ -1,0 +1,129 @@
+"""Write the pruned network of a run as ONNX and .pt2: python -m experiments.export RUN_DIR.
+
+As in `experiments.evaluate_pruned`, nothing a run folder names is executed unless it is part of
+Topiary's own `networks` package: name a network or data of your own on the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.command_line import run_command
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from networks.data import SampleSet
+    from pruning.export import ExportReport
+    from pruning.latency import Latency
+
+FORMATS = {"onnx": ("onnx",), "pt2": ("pt2",), "all": ("onnx", "pt2")}
+"""Endings of the files each choice of --format writes."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export the pruned network of a run, compare the files with it, and time it.
+
+    Args:
+        arguments: of the command line; those of the process by default.
+
+    Returns:
+        0; a file that gives other outputs is an error.
+
+    Raises:
+        ValueError: the run is not finished, it needs a function that is not named, the network
+            cannot be exported, or an exported file gives other outputs (it is deleted).
+    """
+    options = _parser().parse_args(arguments)
+    # Imported here: --help is instant without torch.
+    import torch
+
+    from experiments.evaluate_pruned import build_run_data, load_run_network
+    from experiments.run_folder import RunFolder
+
+    run = RunFolder(options.run)
+    config = run.read_config()
+    run.read_summary()  # refuses a run that never finished
+    torch.set_num_threads(int(config["num_threads"]))
+    reward = build_run_data(config["data"], options.data).search.reward
+    network = load_run_network(run.pruned, config["network"], options.network)
+    inputs = _first_batch(reward, config["evaluation"]["batch_size"])
+    for ending in FORMATS[options.format]:
+        _print_report(_export(ending, network, inputs, run.pruned.with_suffix(f".{ending}")))
+    onnx_file = run.pruned.with_suffix(".onnx") if "onnx" in FORMATS[options.format] else None
+    _print_latency(network, onnx_file, reward, config["evaluation"]["latency"])
+    return 0
+
+
+def _export(ending: str, network: nn.Module, inputs: Tensor, path: Path) -> ExportReport:
+    from pruning.export import export_onnx, export_program
+
+    exporters = {"onnx": export_onnx, "pt2": export_program}
+    return exporters[ending](network, inputs, path)
+
+
+def _print_report(report: ExportReport) -> None:
+    opset = "" if report.opset is None else f", opset {report.opset}"
+    print(
+        f"{report.path}: {report.size:,} bytes{opset}; differs from the pruned network by "
+        f"{report.difference:.1e} of the largest output at most, on {report.num_given} images of "
+        f"the reward split and {report.num_random} random inputs"
+    )
+
+
+def _print_latency(
+    network: nn.Module, onnx_file: Path | None, reward: SampleSet, options: dict[str, Any]
+) -> None:
+    from pruning.latency import measure_latency, measure_latency_onnx
+
+    inputs = _first_batch(reward, options["batch"])
+    conditions = {"threads": options["threads"], "min_run_time": options["min_run_time"]}
+    latencies = [measure_latency(network, inputs, **conditions)]
+    if onnx_file is not None:
+        latencies.append(measure_latency_onnx(onnx_file, inputs, **conditions))
+    first = latencies[0]
+    threads = "thread" if first.threads == 1 else "threads"
+    print(
+        f"latency of the pruned network, batch {first.batch}, {first.threads} {threads}, "
+        f"{first.processor}:"
+    )
+    for latency in latencies:
+        print(f"  {_runtime(latency)}: {latency.median_ms:.3f} ms (IQR {latency.iqr_ms:.3f} ms)")
+
+
+def _runtime(latency: Latency) -> str:
+    is_torch = latency.runtime.startswith("torch")
+    return f"{latency.runtime} {latency.torch_version}" if is_torch else latency.runtime
+
+
+def _first_batch(samples: SampleSet, size: int) -> Tensor:
+    """The first samples, normalised as for the network."""
+    inputs, _ = next(iter(samples.batches(size)))
+    return inputs
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.export",
+        description="Write the pruned network of a run as files that other programs can run.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a finished run")
+    parser.add_argument(
+        "--format",
+        choices=tuple(FORMATS),
+        default="all",
+        help="onnx: for onnxruntime and others; pt2: for torch.export.load; default: all",
+    )
+    for name, what in (
+        ("network", "builds the unpruned network, when it is not one of Topiary's"),
+        ("data", "builds the splits, when they are not Topiary's"),
+    ):
+        parser.add_argument(f"--{name}", metavar="MODULE.FUNCTION", help=what)
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)
