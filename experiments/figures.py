@@ -292,12 +292,12 @@ def _figure(
     path: Path, *, rows: int, size: tuple[float, float]
 ) -> Iterator[tuple[Figure, Sequence[Axes]]]:
     """A figure with rows that share the x axis; written to `path` at the end, without a display."""
+    # "generated new fontManager" on the first run of a machine is no news for the user
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # "generated new fontManager" on the first run of a machine is no news for the user
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
