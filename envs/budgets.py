@@ -248,19 +248,7 @@ class Project:
         for _ in range(60):
             middle = 0.5 * (low + high)
             low, high = (middle, high) if macs(_floor(target(middle))) <= budget else (low, middle)
-        return _top_up(problem, target(low))
-
-
-def _top_up(problem: Problem, target: np.ndarray) -> np.ndarray:
-    """`target` (S,) rounded down, then single channels added by remainder, while they fit."""
-    counts, sizes = _floor(target), problem.sizes
-    macs, budget = problem.task.cost.macs_of_counts, problem.limits.upper
-    while True:
-        options = counts + np.eye(len(counts), dtype=np.int64)
-        fits = (np.asarray(macs(options)) <= budget) & (counts < sizes)
-        if not fits.any():
-            return counts
-        counts[np.argmax(np.where(fits, target - counts, -np.inf))] += 1
+        return problem.task.cost.top_up(_floor(target(low)), target(low), budget)
 
 
 def _floor(target: np.ndarray) -> np.ndarray:

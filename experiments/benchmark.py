@@ -21,7 +21,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.command_line import run_command
-from graphs.network_graph import NetworkGraph
 from graphs.tracing import trace_network
 from networks.digits import digits_resnet
 from networks.mobilenet import mobilenet_v2
@@ -91,7 +90,7 @@ def measure_engine(
     graph = trace_network(network, example)
     slimmer, cost = Slimmer(network, graph, verify=False), CostModel(graph)
     rng = np.random.default_rng(0)
-    keeps = [random_keep(graph, rng) for _ in range(20)]
+    keeps = [KeepSet.random(graph, rng) for _ in range(20)]
 
     def episode(keep: KeepSet) -> None:
         with slimmer.applied(keep):
@@ -134,12 +133,6 @@ def with_random_norms(network: nn.Module) -> nn.Module:
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2.0)
     return network
-
-
-def random_keep(graph: NetworkGraph, rng: np.random.Generator) -> KeepSet:
-    """Random counts of random channels in every group."""
-    counts = {g.name: int(rng.integers(g.min_keep, g.size + 1)) for g in graph.groups}
-    return KeepSet.from_counts(graph, counts, {g.name: rng.random(g.size) for g in graph.groups})
 
 
 def _is_counted(slimmer: Slimmer, cost: CostModel, keep: KeepSet, shape: tuple[int, ...]) -> bool:

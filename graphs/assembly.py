@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from graphs.network_graph import (
@@ -149,13 +148,21 @@ def _root_slices(trace: Trace) -> dict[tuple[str, int], np.ndarray]:
     """Root of every position of every parameter axis that carries channels."""
     slices = {key: _roots(trace, labels) for key, labels in trace.axis_labels.items()}
     for name, labels in trace.plain_labels.items():
-        roots = trace.forest.roots(labels)
-        for axis in range(labels.dim()):
-            rows = roots.movedim(axis, 0).reshape(labels.shape[axis], -1)
-            # a channel axis has one label per position, whatever the other axes are
-            if rows.shape[0] > 1 and bool((rows == rows[:, :1]).all()):
-                slices[name, axis] = rows[:, 0].numpy()
+        for axis, roots in _channel_axes(trace, labels).items():
+            slices[name, axis] = roots
     return slices
+
+
+def _channel_axes(trace: Trace, labels: Tensor) -> dict[int, np.ndarray]:
+    """Root of each position, for the axes along which a plain tensor follows channels."""
+    roots = trace.forest.roots(labels)
+    axes = {}
+    for axis in range(labels.dim()):
+        rows = roots.movedim(axis, 0).reshape(labels.shape[axis], -1)
+        # a channel axis has one label per position, whatever the other axes are
+        if rows.shape[0] > 1 and bool((rows == rows[:, :1]).all()):
+            axes[axis] = rows[:, 0].numpy()
+    return axes
 
 
 def _operator_names(trace: Trace) -> list[str]:
@@ -171,19 +178,8 @@ def _frozen_roots(trace: Trace) -> tuple[set[int], dict[str, str]]:
         reasons.setdefault(module or reason, reason)
     # a plain tensor whose labels follow no axis cannot be sliced
     for name, labels in trace.plain_labels.items():
-        found = trace.forest.roots(labels)
-        channel_axes = [
-            axis
-            for axis in range(labels.dim())
-            if labels.shape[axis] > 1
-            and bool(
-                (lambda rows: (rows == rows[:, :1]).all())(
-                    found.movedim(axis, 0).reshape(labels.shape[axis], -1)
-                )
-            )
-        ]
-        if not channel_axes and labels.numel() > 1:
-            roots.update(int(root) for root in torch.unique(found).tolist())
+        if labels.numel() > 1 and not _channel_axes(trace, labels):
+            roots.update(int(root) for root in np.unique(_roots(trace, labels)))
             reasons.setdefault(name, "no axis of the tensor follows the channels")
     return roots, reasons
 

@@ -35,7 +35,7 @@ def _identity(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) ->
     view reshape permute transpose t swapaxes swapdims movedim moveaxis flatten unflatten
     unsqueeze squeeze expand expand_as repeat repeat_interleave tile flip roll narrow select
     index_select chunk split tensor_split unbind getitem broadcast_to channel_shuffle
-    pixel_shuffle pixel_unshuffle property_T property_mT view_as reshape_as unfold_dim
+    pixel_shuffle pixel_unshuffle property_T property_mT view_as reshape_as
     split_with_sizes
     """.split()
 )

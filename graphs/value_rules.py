@@ -76,11 +76,7 @@ def _merge(tracer: Tracer, first: Tensor, second: Tensor) -> Tensor:
     only_second = any(b and not a for a, b in zip(*changes, strict=True))
     if only_first and only_second:
         first_small, second_small = shrink(first), shrink(second)
-        if (
-            first_small.numel() > 1
-            and second_small.numel() > 1
-            and not _is_constant(tracer, first, second)
-        ):
+        if first_small.numel() > 1 and second_small.numel() > 1:
             tracer.freeze(first_small, "outer combination of two activations")
             tracer.freeze(second_small, "outer combination of two activations")
         return first
@@ -104,10 +100,6 @@ def _narrow_to(tracer: Tracer, labels: Tensor, axes: list[int]) -> Tensor:
     flat = flat.reshape(math.prod(shape), -1)
     tracer.forest.union(flat[:, :1].expand(flat.shape), flat)
     return flat[:, 0].reshape(shape)
-
-
-def _is_constant(tracer: Tracer, first: Tensor, second: Tensor) -> bool:
-    return first.numel() <= 1 or second.numel() <= 1
 
 
 @rule(
@@ -165,7 +157,7 @@ def _reduce(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None
 
 @rule(
     *"""
-    softmax log_softmax softmin cumsum cumprod sort argsort topk normalize glu_mix
+    softmax log_softmax softmin cumsum cumprod sort argsort topk normalize
     """.split()
 )
 def _mix(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:

@@ -107,6 +107,28 @@ class CostModel:
         affordable[0] = True
         return int(np.flatnonzero(affordable)[-1])
 
+    def top_up(
+        self, counts: Sequence[int] | np.ndarray, wanted: np.ndarray, budget_macs: float
+    ) -> np.ndarray:
+        """Add single channels, the largest remainder first, while any fits the budget.
+
+        Args:
+            counts: kept channels per group to start from, shape (num_groups,).
+            wanted: kept channels before rounding; `wanted - counts` is the remainder.
+            budget_macs: upper bound on the MACs, inclusive.
+
+        Returns:
+            Kept channels per group, int64 of shape (num_groups,).
+        """
+        counts = np.array(counts, dtype=np.int64)
+        one_more = np.eye(len(counts), dtype=np.int64)
+        while True:
+            macs = np.asarray(self.macs_of_counts(counts + one_more))
+            fits = (macs <= budget_macs) & (counts < self._full_counts)
+            if not fits.any():
+                return counts
+            counts[int(np.argmax(np.where(fits, wanted - counts, -np.inf)))] += 1
+
     def nonzero_macs(self, keep: KeepSet, masks: Mapping[str, torch.Tensor]) -> int:
         """MACs of the weights that are not masked, in the slim network.
 

@@ -147,6 +147,12 @@ class KeepSet:
         return cls._from_mask(graph, mask)
 
     @classmethod
+    def random(cls, graph: NetworkGraph, rng: np.random.Generator) -> KeepSet:
+        """A random number of random channels in every group, at least min_keep."""
+        counts = {g.name: int(rng.integers(g.min_keep, g.size + 1)) for g in graph.groups}
+        return cls.from_counts(graph, counts, {g.name: rng.random(g.size) for g in graph.groups})
+
+    @classmethod
     def from_indices(cls, graph: NetworkGraph, kept: Mapping[str, Sequence[int]]) -> KeepSet:
         """Keep exactly the named channels; groups left out stay whole.
 

@@ -180,11 +180,7 @@ class Slimmer:
         worst = 0.0
         try:
             for _ in range(num_keep_sets):
-                counts = {
-                    g.name: int(rng.integers(g.min_keep, g.size + 1)) for g in self.graph.groups
-                }
-                scores = {g.name: rng.random(g.size) for g in self.graph.groups}
-                keep = KeepSet.from_counts(self.graph, counts, scores)
+                keep = KeepSet.random(self.graph, rng)
                 worst = max(worst, self._difference(keep, inputs))
         finally:
             for module, training in modes.items():

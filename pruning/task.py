@@ -218,14 +218,7 @@ class PruningTask:
         counts = self._floor_counts(fractions[low]) if low >= 0 else self._min_keep.copy()
         # the fraction that just does not fit says which groups are closest to their next channel
         wanted = fractions[min(high, len(fractions) - 1)] * self._sizes
-        one_more = np.eye(len(counts), dtype=np.int64)
-        while True:
-            macs = np.asarray(self.cost.macs_of_counts(counts + one_more))
-            fits = (macs <= max_macs) & (counts < self._sizes)
-            if not fits.any():
-                return counts
-            remainder = np.where(fits, wanted - counts, -np.inf)
-            counts[int(np.argmax(remainder))] += 1
+        return self.cost.top_up(counts, wanted, max_macs)
 
     def uniform_candidate(self, max_macs: float) -> Candidate:
         """The most uniform pruning within a budget, least important channels first.
