@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 FROZEN = -1
 """Unit id of a channel that must stay, such as an input colour or a class score."""
 
-GRAPH_FORMAT = 1
+GRAPH_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Group:
         min_keep: fewest units that may be left.
         producers: operators whose output carries the units, in execution order.
         consumers: operators whose input carries the units, in execution order.
+        round_to: a count of kept units is a multiple of this, or all of them.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Group:
     min_keep: int
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
+    round_to: int = 1
 
     @property
     def size(self) -> int:
@@ -223,6 +225,26 @@ class NetworkGraph:
         except KeyError:
             known = ", ".join(self.group_index)
             raise ValueError(f"No group is called {name!r}. The groups are: {known}.") from None
+
+    def rounded(self, round_to: int) -> NetworkGraph:
+        """The graph with channel counts that suit the hardware.
+
+        Args:
+            round_to: kept channels of every group are a multiple of this, or all of them; groups
+                of attention heads are left alone. At least 1.
+
+        Raises:
+            ValueError: `round_to` is below 1.
+        """
+        if round_to < 1:
+            raise ValueError(f"round_to must be a whole number, 1 or more, got {round_to}.")
+        groups = tuple(
+            group
+            if group.kind == "heads"
+            else replace(group, round_to=round_to, min_keep=min(group.size, round_to))
+            for group in self.groups
+        )
+        return replace(self, groups=groups)
 
     def to_json(self) -> str:
         """The graph as JSON text; `from_json` gives an equal graph."""
