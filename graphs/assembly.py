@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from graphs.labels import shrink, varying_axes
 from graphs.network_graph import (
     FROZEN,
     AttributePatch,
     AxisSlice,
+    AxisUnits,
+    Call,
     Edge,
     FeatureMap,
     Fold,
     Group,
     NetworkGraph,
     Operator,
+    Pick,
 )
 
 if TYPE_CHECKING:
-    from graphs.tracing import Trace
+    from graphs.trace_records import Trace, TracedCall
 
 
 def assemble(
-    network: nn.Module, trace: Trace, input_shapes: tuple[tuple[int, ...], ...]
+    network: nn.Module,
+    trace: Trace,
+    input_shapes: tuple[tuple[int, ...], ...],
+    input_highs: tuple[int, ...],
 ) -> NetworkGraph:
     """Build the graph of a finished trace.
 
@@ -118,6 +128,9 @@ def assemble(
                 input_size=operator.input_size,
                 output_size=operator.output_size,
                 positions=operator.positions,
+                repeat_units=()
+                if operator.repeat_labels is None
+                else units(_roots(trace, operator.repeat_labels)),
             )
             for index, operator in enumerate(trace.operators)
         ),
@@ -133,8 +146,62 @@ def assemble(
         ),
         folds=_folds(trace),
         frozen=reasons,
+        input_highs=input_highs,
+        calls=tuple(
+            call for traced in trace.calls if (call := _call(trace, traced, units)) is not None
+        ),
+        replay_only=trace.replay_only,
     )
 
+
+def _call(
+    trace: Trace, traced: TracedCall, units: Callable[[np.ndarray], tuple[int, ...]]
+) -> Call | None:
+    """The record of a call, or None when its numbers depend on no unit."""
+    outputs = tuple(_axis_units(trace, labels, units) for labels in traced.outputs)
+    if len(outputs) > 1:  # a split needs every size, also of the parts that stay whole
+        cut = sorted({axis.axis for output in outputs for axis in output})
+        outputs = tuple(
+            tuple(AxisUnits(axis, _line(trace, labels, axis, units)) for axis in cut)
+            for labels in traced.outputs
+        )
+    before = () if traced.before is None else _axis_units(trace, traced.before, units)
+    picks = []
+    for here in before:
+        source = traced.sources.get(here.axis)
+        if source is not None:
+            taken = tuple(here.units[position] if position >= 0 else FROZEN for position in source)
+            picks.append(Pick(here.axis, here.units, source, taken))
+    if traced.function == "pad":  # zeros that are added belong to units of their own
+        picks = [
+            replace(pick, source_units=axis.units)
+            for pick in picks
+            for axis in outputs[0]
+            if axis.axis == pick.axis
+        ]
+    if not any(outputs) and not picks and not traced.value:
+        return None
+    return Call(traced.number, traced.function, outputs, tuple(picks), traced.value)
+
+
+def _axis_units(
+    trace: Trace, labels: Tensor, units: Callable[[np.ndarray], tuple[int, ...]]
+) -> tuple[AxisUnits, ...]:
+    """Axes of an activation along which units change."""
+    small = shrink(labels)
+    every = units(_roots(trace, small))
+    if not _any_unit(every):
+        return ()
+    varying = varying_axes(torch.tensor(every).reshape(small.shape))
+    return tuple(AxisUnits(axis, _line(trace, labels, axis, units)) for axis in varying)
+
+
+def _line(
+    trace: Trace, labels: Tensor, axis: int, units: Callable[[np.ndarray], tuple[int, ...]]
+) -> tuple[int, ...]:
+    """Unit of each position along one axis, at the start of all others."""
+    line = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)[:, 0]
+    return units(_roots(trace, line))
 
 def _any_unit(units: tuple[int, ...]) -> bool:
     return any(unit != FROZEN for unit in units)

@@ -1,4 +1,4 @@
-"""Rules of attention: fused, as two matrix products, and torch's own module."""
+"""Rules of attention that is one function: fused, and torch's own module."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphs.labels import shrink
+from graphs.labels import spread
 from graphs.rule_registry import UnsupportedOp, argument, patch_attribute, rule
-from graphs.tracing import TracedOperator, Tracer
+from graphs.trace_records import TracedOperator
+from graphs.tracer import Tracer
+
+HEAD_COUNTS = ("num_heads", "heads", "n_heads", "n_head", "num_attention_heads", "nhead")
+KEY_HEAD_COUNTS = ("num_kv_heads", "kv_heads", "n_kv_heads", "num_key_value_heads")
 
 
 @rule("scaled_dot_product_attention")
@@ -18,149 +22,149 @@ def _attention(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -
     query, key, value = (
         argument(args, kwargs, i, n) for i, n in enumerate(("query", "key", "value"))
     )
-    if query.dim() != 4 or not query.shape[1] == key.shape[1] == value.shape[1]:
-        raise UnsupportedOp(
-            f"Attention needs query, key and value of shape (batch, heads, tokens, channels) "
-            f"with equally many heads "
-            f"{tracer.where()}; got {tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}."
-        )
-    heads = []
-    for head in range(query.shape[1]):
-        # a head is removed as a whole: its query, key and value channels are one unit
-        parts = [
-            tracer.forest.tie_across(tracer.labels(t)[:, head], 2) for t in (query, key, value)
-        ]
-        merged = torch.cat(parts)
-        tracer.forest.union(merged[:1].expand(merged.shape), merged)
-        heads.append(parts)
-    head_labels = torch.stack([parts[0][0] for parts in heads])
-    tracer.trace.head_labels.append(head_labels)
-    tracer.put(out, head_labels.reshape(1, -1, 1, 1).expand(out.shape))
-    operator = TracedOperator(
-        kind="attention",
-        module=tracer.module_path,
-        weight="",
-        in_labels=torch.cat([parts[0] for parts in heads]),
-        out_labels=torch.cat([parts[2] for parts in heads]),
-        input_size=(key.shape[2],),
-        output_size=(query.shape[2],),
-        positions=query.shape[2] * key.shape[2],
-    )
-    index = len(tracer.trace.operators)
-    tracer.trace.operators.append(operator)
-    operator.target = tracer.new_node(
-        out, operator.out_labels, [query, key, value], "attention", index
-    )
-    for attribute in ("num_heads", "heads", "n_heads", "n_head"):
-        patch_attribute(tracer, attribute, head_labels)
-
-
-@rule("matmul", "bmm")
-def _matmul(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    """Q k^T and a v: a product over channels ties each head, a product over tokens does not."""
-    a, b = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "other")
-    b = kwargs.get("mat2", b)
-    if not (tracer.is_activation(a) and tracer.is_activation(b)) or a.dim() < 3 or b.dim() < 3:
-        raise UnsupportedOp(
-            f"A matrix product {tracer.where()} has a channel rule only between two activations of "
-            "three or more axes; use torch.nn.functional.linear for weights."
-        )
-    if a.shape[:-2] != b.shape[:-2]:
-        raise UnsupportedOp(f"A matrix product that broadcasts {tracer.where()} has no rule.")
-    left = tracer.forest.roots(tracer.labels(a))
-    right = tracer.forest.roots(tracer.labels(b))
-    batch = a.shape[:-2]
-    heads = math.prod(batch)
-    left_heads = left.reshape(heads, *a.shape[-2:])
-    right_heads = right.reshape(heads, *b.shape[-2:])
-    over_channels = _varies(left_heads, 2) or _varies(right_heads, 1)
-    for head in range(heads):
-        tied = [left_heads[head].reshape(-1), right_heads[head].reshape(-1)]
-        merged = torch.unique(torch.cat(tied))
-        tracer.forest.union(merged[:1].expand(merged.shape), merged)
-    head_labels = left_heads[:, 0, 0]
-    tracer.put(out, head_labels.reshape(*batch, 1, 1).expand(out.shape))
-    tracer.trace.head_labels.append(head_labels)
-    # one sample: the first axis is the batch
-    heads_per_sample = heads // a.shape[0]
-    if over_channels:
-        channels = left_heads[:heads_per_sample, 0, :].reshape(-1)
-        empty = channels[:0]
-        in_labels, out_labels = channels, empty
-        positions = out.shape[-2] * out.shape[-1]
+    shapes = [tuple(tensor.shape) for tensor in (query, key, value)]
+    if query.dim() == 3:  # one head
+        axis, heads, key_heads = -1, 1, 1
     else:
-        channels = right_heads[:heads_per_sample, 0, :].reshape(-1)
-        in_labels, out_labels = channels[:0], channels
-        positions = a.shape[-2] * a.shape[-1]
+        axis, heads, key_heads = query.dim() - 3, query.shape[-3], key.shape[-3]
+    if query.dim() < 3 or heads % key_heads or value.shape[-3] != key.shape[-3]:
+        raise UnsupportedOp(
+            f"Attention needs query, key and value of shape (batch, heads, tokens, channels) with "
+            f"as many query heads as key heads, or a multiple {tracer.where()}; got {shapes}."
+        )
+    # (heads, channels) of each; key heads that serve several query heads are named by each
+    rows = [_rows(tracer, tensor, axis) for tensor in (query, key, value)]
+    rows[1:] = [row.repeat_interleave(heads // key_heads, 0) for row in rows[1:]]
+    queries, keys, values = rows
+    if tracer.attention == "heads":
+        tied = torch.cat(rows, 1)
+        tracer.forest.union(tied[:, :1].expand(tied.shape), tied)
+        head_labels = queries[:, 0]
+        tracer.trace.head_labels.append(head_labels)
+        for attribute in HEAD_COUNTS:
+            patch_attribute(tracer, attribute, head_labels)
+        for attribute in KEY_HEAD_COUNTS:
+            patch_attribute(tracer, attribute, head_labels[:: heads // key_heads])
+    else:
+        tracer.forest.union(queries, keys)
+        tracer.forest.tie_across(queries, 1)  # the same channels of every head
+        tracer.forest.tie_across(values, 1)
+        if tracer.attention == "none":
+            tracer.freeze(torch.cat([queries.flatten(), values.flatten()]), "attention=none")
+        else:
+            _remember_scale(tracer, args, kwargs, query.shape[-1])
+    shape = [1] * out.dim()
+    shape[-1] = out.shape[-1]
+    if axis >= 0:
+        shape[axis] = heads
+    labels = values.reshape(shape) if axis >= 0 else values[0].reshape(shape)
+    tracer.put(out, labels.expand(out.shape))
+    per_sample = math.prod(query.shape[:-2]) // heads // tracer.batch
     operator = TracedOperator(
         kind="attention",
         module=tracer.module_path,
         weight="",
-        in_labels=in_labels,
-        out_labels=out_labels,
-        input_size=(b.shape[-2],),
-        output_size=(out.shape[-2],),
-        positions=positions,
+        in_labels=queries.flatten().repeat(per_sample),
+        out_labels=values.flatten().repeat(per_sample),
+        input_size=(key.shape[-2],),
+        output_size=(query.shape[-2],),
+        positions=query.shape[-2] * key.shape[-2],
     )
-    index = len(tracer.trace.operators)
-    tracer.trace.operators.append(operator)
-    operator.target = tracer.new_node(out, channels, [a, b], "attention", index)
+    tracer.new_operator(operator, [query, key, value], out, "attention")
 
 
-def _varies(heads: Tensor, axis: int) -> bool:
-    """Whether the labels of a head (axis 0) change along `axis`."""
-    return bool((heads != heads.narrow(axis, 0, 1)).any())
+def _rows(tracer: Tracer, tensor: Tensor, axis: int) -> Tensor:
+    """Labels of one head per row, (heads, channels); all samples and tokens are tied."""
+    labels = tracer.labels(tensor)
+    if axis < 0:
+        return tracer.forest.tie_across(labels, labels.dim() - 1)[None]
+    heads = [labels.select(axis, head) for head in range(labels.shape[axis])]
+    return torch.stack([tracer.forest.tie_across(head, head.dim() - 1) for head in heads])
+
+
+def _remember_scale(tracer: Tracer, args: Any, kwargs: Any, channels: int) -> None:
+    """With fewer channels per head, torch's default scale would be another one."""
+    if kwargs.get("scale") is None:
+        tracer.record_call("scaled_dot_product_attention", value=channels**-0.5)
+        tracer.trace.replay_only = True
+
+
+_MHA = """
+    query key value embed_dim_to_check num_heads in_proj_weight in_proj_bias bias_k bias_v
+    add_zero_attn dropout_p out_proj_weight out_proj_bias
+""".split()
 
 
 @rule("multi_head_attention_forward")
 def _multi_head_attention(
     tracer: Tracer, func: Any, args: Any, kwargs: Any, out: tuple[Tensor, Tensor | None]
 ) -> None:
-    """nn.MultiheadAttention asserts its own widths, so all its channels stay."""
-    names = ("query", "key", "value", "embed_dim_to_check", "num_heads", "in_proj_weight")
-    query, key, value, width, _, in_proj = (
-        argument(args, kwargs, position, name) for position, name in enumerate(names)
-    )
-    out_proj = argument(args, kwargs, 11, "out_proj_weight")
-    if in_proj is None or query.dim() != 3:
+    """nn.MultiheadAttention; tokens come first in its functional form."""
+    given = {**dict(zip(_MHA, args, strict=False)), **kwargs}
+    query, key, value = given["query"], given["key"], given["value"]
+    in_proj, heads = given["in_proj_weight"], given["num_heads"]
+    mask = given.get("attn_mask")
+    if (
+        in_proj is None
+        or query.dim() != 3
+        or given.get("bias_k") is not None
+        or given.get("add_zero_attn")
+        or (mask is not None and mask.dim() != 2)
+    ):
         raise UnsupportedOp(
-            f"Multi-head attention {tracer.where()} has a channel rule only with a batch axis and "
-            "equal widths of query, key and value."
+            f"Multi-head attention {tracer.where()} has a channel rule only with a batch axis, "
+            "equal widths of query, key and value, no bias_k, bias_v or add_zero_attn, and a mask "
+            "of two axes at most."
         )
-    reason = "nn.MultiheadAttention holds its widths"
-    for tensor in (query, key, value):
-        tracer.freeze(shrink(tracer.labels(tensor)), reason)
-    # the functional form has tokens first
-    tokens = [tensor.shape[0] for tensor in (query, key, value)]
-    labels = tracer.forest.fresh(width)
-    tracer.freeze(labels, reason)
+    width = in_proj.shape[1]
+    streams = [tracer.channels(tensor, 2) for tensor in (query, key, value)]
+    rows = tracer.forest.fresh(3, heads, width // heads)
+    if tracer.attention == "none":
+        tracer.freeze(rows, "attention=none")
+    tied = rows.permute(1, 0, 2).flatten(1)
+    tracer.forest.union(tied[:, :1].expand(tied.shape), tied)
+    tracer.trace.head_labels.append(rows[0, :, 0])
+    mixed = rows[2].flatten()
+    out_labels = tracer.forest.fresh(given["out_proj_weight"].shape[0])
+    for stream in streams:  # one matrix reads all three
+        tracer.axis(in_proj, 1, stream)
+    tracer.axis(in_proj, 0, rows.flatten())
+    tracer.axis(given["in_proj_bias"], 0, rows.flatten())
+    tracer.axis(given["out_proj_weight"], 1, mixed)
+    tracer.axis(given["out_proj_weight"], 0, out_labels)
+    tracer.axis(given["out_proj_bias"], 0, out_labels)
     result = out[0]
-    tracer.put(result, labels.expand(result.shape))
-    for weight, positions in [(in_proj, count) for count in tokens] + [(out_proj, tokens[0])]:
-        _frozen_operator(
-            tracer,
-            "linear",
-            tracer.weight_name(weight, "attention"),
-            labels,
-            positions,
-            query,
-            result,
-        )
-    _frozen_operator(tracer, "attention", "", labels, tokens[0] * tokens[1], query, result)
+    per_sample = [t.shape[0] * t.shape[1] // tracer.batch for t in (query, key, value)]
+    projections = [
+        _part(tracer, in_proj, stream, rows[part].flatten(), positions)
+        for part, (stream, positions) in enumerate(zip(streams, per_sample, strict=True))
+    ]
+    for operator, source in zip(projections, (query, key, value), strict=True):
+        tracer.new_operator(operator, [source], result, "linear")
+    attention = _part(tracer, None, rows[0].flatten(), mixed, per_sample[0] * key.shape[0])
+    tracer.new_operator(attention, [query, key, value], result, "attention")
+    projection = _part(tracer, given["out_proj_weight"], mixed, out_labels, per_sample[0])
+    tracer.put(result, spread(out_labels, result.shape, 2))
+    tracer.new_operator(projection, [result], result, "linear")
+    tracer.record_call("multi_head_attention_forward", value=float(width // heads))
+    tracer.trace.replay_only = True
     if out[1] is not None:
-        weights = tracer.forest.fresh(*out[1].shape)
-        tracer.freeze(weights, reason)
+        weights = tracer.forest.fresh(1).expand(out[1].shape)
+        tracer.freeze(weights, "attention weights")
         tracer.put(out[1], weights)
         tracer.same_node([out[1]], result)
 
 
-def _frozen_operator(
-    tracer: Tracer, kind: str, weight: str, labels: Tensor, positions: int, x: Tensor, out: Tensor
-) -> None:
-    index = len(tracer.trace.operators)
-    operator = TracedOperator(
-        kind=kind, module=tracer.module_path, weight=weight, in_labels=labels, out_labels=labels,
-        input_size=(x.shape[0],), output_size=(x.shape[0],), positions=positions,
-    )  # fmt: skip
-    tracer.trace.operators.append(operator)
-    operator.target = tracer.new_node(out, labels, [x], kind, index)
+def _part(
+    tracer: Tracer, weight: Tensor | None, in_labels: Tensor, out_labels: Tensor, positions: int
+) -> TracedOperator:
+    return TracedOperator(
+        kind="attention" if weight is None else "linear",
+        module=tracer.module_path,
+        weight="" if weight is None else tracer.weight_name(weight, "attention"),
+        in_labels=in_labels,
+        out_labels=out_labels,
+        input_size=(positions,),
+        output_size=(positions,),
+        positions=positions,
+    )

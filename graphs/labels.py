@@ -89,6 +89,17 @@ def shrink(labels: Tensor) -> Tensor:
     return labels
 
 
+def compact(labels: Tensor) -> Tensor:
+    """The same labels, stored once along every axis along which they do not change."""
+    shape = labels.shape
+    for axis in range(labels.dim()):
+        if labels.stride(axis) != 0 and labels.shape[axis] > 1:
+            first = labels.narrow(axis, 0, 1)
+            if bool((shrink(labels) == shrink(first)).all()):
+                labels = first
+    return labels.expand(shape)
+
+
 def spread(channel_labels: Tensor, shape: torch.Size | tuple[int, ...], axis: int) -> Tensor:
     """Labels of an activation of `shape` that change along `axis` only."""
     view = [1] * len(shape)
@@ -102,3 +113,12 @@ def _shrink_together(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         if size > 1 and first.stride(axis) == 0 and second.stride(axis) == 0:
             first, second = first.narrow(axis, 0, 1), second.narrow(axis, 0, 1)
     return first, second
+
+
+def varying_axes(labels: Tensor) -> list[int]:
+    """Axes along which labels are not all the same."""
+    return [
+        axis
+        for axis in range(labels.dim())
+        if labels.stride(axis) != 0 and bool((labels != labels.narrow(axis, 0, 1)).any())
+    ]

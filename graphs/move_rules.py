@@ -2,55 +2,135 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from graphs.labels import shrink, spread
+from graphs.labels import compact, shrink, spread, varying_axes
 from graphs.rule_registry import (
     UnsupportedOp,
     argument,
+    function_name,
     patch_attribute,
     rule,
     tensor_arguments,
 )
-from graphs.tracing import Tracer
+from graphs.tracer import CORRECTED, Tracer
 
 
 @rule(
     *"""
     property_data contiguous clone detach to float type half double bfloat16 dropout
     dropout1d dropout2d dropout3d alpha_dropout feature_dropout identity requires_grad cpu
+    type_as zeros_like ones_like full_like empty_like rand_like randn_like
     """.split()
 )
 def _identity(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     x = tensor_arguments((args, kwargs))[0]
-    tracer.put(out, tracer.labels(x))
+    tracer.put(out, tracer.channel_labels(x), tracer.token_labels(x))
     tracer.same_node([out], x)
+
+
+@rule("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+def _constant(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    """Takes no values from its operand, so it stays without labels: a constant."""
+
+
+@rule(*"permute transpose t swapaxes swapdims movedim moveaxis property_T property_mT".split())
+def _transpose(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    x = tensor_arguments((args, kwargs))[0]
+    if not tracer.is_activation(x) and tracer.name_of(x) is not None:
+        tracer.name_transposed(out, x, _order_of_axes(func, args, kwargs, x))
+        return
+    _move(tracer, func, args, kwargs, out)
+
+
+def _order_of_axes(func: Callable[..., Any], args: Any, kwargs: Any, x: Tensor) -> list[int]:
+    """Where each axis of the result comes from; found by transposing axes of distinct sizes."""
+    probe = torch.empty([*range(2, 2 + x.dim())], device="meta")
+    moved = func(*_replaced(args, x, probe), **_replaced(kwargs, x, probe))
+    return [size - 2 for size in moved.shape]
 
 
 @rule(
     *"""
-    view reshape permute transpose t swapaxes swapdims movedim moveaxis flatten unflatten
-    unsqueeze squeeze expand expand_as repeat repeat_interleave tile flip roll narrow select
-    index_select chunk split tensor_split unbind getitem broadcast_to channel_shuffle
-    pixel_shuffle pixel_unshuffle property_T property_mT view_as reshape_as
-    split_with_sizes
+    view reshape flatten unflatten unsqueeze squeeze expand expand_as repeat repeat_interleave
+    tile flip roll narrow select index_select chunk split tensor_split unbind getitem
+    broadcast_to channel_shuffle pixel_shuffle pixel_unshuffle native_channel_shuffle view_as
+    reshape_as split_with_sizes
     """.split()
 )
 def _move(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    label_args, label_kwargs = _with_labels(tracer, args), _with_labels(tracer, kwargs)
-    if func.__name__ in ("view", "view_as"):  # labels stored once per axis cannot always be viewed
-        label_args = (label_args[0].contiguous(), *label_args[1:])
-    moved = func(*label_args, **label_kwargs)
+    x = tensor_arguments((args, kwargs))[0]
+    name = function_name(func)
     outputs = list(out) if isinstance(out, (tuple, list)) else [out]
-    labels = list(moved) if isinstance(moved, (tuple, list)) else [moved]
-    source = next((t for t in tensor_arguments((args, kwargs)) if tracer.is_activation(t)), None)
-    for tensor, label in zip(outputs, labels, strict=True):
-        tracer.put(tensor, label)
-    if source is not None:
-        tracer.same_node(outputs, source)
+    before = tracer.channel_labels(x)
+    after = _moved(name, func, args, kwargs, x, before)
+    tokens = tracer.token_labels(x)
+    moved_tokens = [None] * len(outputs)
+    if tokens is not None:
+        moved_tokens = _moved(name, func, args, kwargs, x, tokens)
+    for tensor, labels, token_labels in zip(outputs, after, moved_tokens, strict=True):
+        tracer.put(tensor, labels, token_labels)
+    if tracer.is_activation(x):
+        tracer.same_node(outputs, x)
+    if "shuffle" in name:
+        groups = argument(args, kwargs, 1, "groups", 1)
+        axis = x.dim() - 3 if name.startswith("pixel") else 1
+        if not name.startswith("pixel"):  # as many of each block are left
+            tracer.trace.boxes.append(tracer.channels(x, axis).reshape(groups, -1))
+    if name in _RESHAPES:
+        tracer.trace.boxes += after
+    if name in ("getitem", "select", "unbind", "index_select", "narrow"):
+        tracer.trace.moves += [(before, labels, tracer.where()) for labels in after]
+    if name in CORRECTED:
+        tracer.record_call(
+            name,
+            outputs=after,
+            before=before,
+            sources=_sources(name, func, args, kwargs, x, before) if name in _PICKS else {},
+        )
+
+
+_RESHAPES = frozenset(
+    "view reshape unflatten view_as reshape_as pixel_shuffle pixel_unshuffle".split()
+)
+_PICKS = frozenset("getitem narrow select index_select flip roll".split())
+
+
+def _moved(
+    name: str, func: Callable[..., Any], args: Any, kwargs: Any, x: Tensor, labels: Tensor
+) -> list[Tensor]:
+    """What the function makes of labels in place of `x`."""
+    if name in ("view", "view_as"):  # labels stored once per axis cannot always be viewed
+        labels = labels.contiguous()
+    moved = func(*_replaced(args, x, labels), **_replaced(kwargs, x, labels))
+    return [compact(part) for part in (moved if isinstance(moved, (tuple, list)) else [moved])]
+
+
+def _sources(
+    name: str, func: Callable[..., Any], args: Any, kwargs: Any, x: Tensor, labels: Tensor
+) -> dict[int, tuple[int, ...]]:
+    """For each axis along which labels may change: where each position that is left came from.
+
+    Axes of which everything is taken in order are left out.
+    """
+    sources = {}
+    for axis, size in enumerate(labels.shape):
+        if labels.stride(axis) == 0 or size == 1:
+            continue
+        positions = spread(torch.arange(size), x.shape, axis)
+        (moved,) = _moved(name, func, args, kwargs, x, positions)
+        changing = varying_axes(moved)
+        if len(changing) > 1:  # an index of several axes at once
+            continue
+        line = moved.movedim(changing[0] if changing else 0, 0)
+        line = line.reshape(line.shape[0], -1)[:, 0] if changing else moved.reshape(-1)[:1]
+        if len(line) != size or not torch.equal(line, torch.arange(size)):
+            sources[axis] = tuple(line.tolist())
+    return sources
 
 
 @rule("cat", "concat", "concatenate", "stack", "hstack", "vstack")
@@ -58,8 +138,9 @@ def _concatenate(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor)
     tensors = tensor_arguments((args, kwargs))
     for tensor in tensors:  # a constant joins as frozen positions
         tracer.labels(tensor)
-    labels = func(*_with_labels(tracer, args), **_with_labels(tracer, kwargs))
+    labels = compact(func(*_with_labels(tracer, args), **_with_labels(tracer, kwargs)))
     tracer.put(out, labels)
+    tracer.trace.boxes.append(labels)
     activations = [tensor for tensor in tensors if tracer.is_activation(tensor)]
     origins = {tracer.node_of(tensor) for tensor in activations}
     if len(origins) > 1:
@@ -72,6 +153,27 @@ def _concatenate(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor)
         )
     elif activations:
         tracer.same_node([out], activations[0])
+
+
+@rule("glu")
+def _glu(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    """The first half times a gate of the second: channel i of both goes together."""
+    x, axis = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "dim", -1)
+    values, gate = tracer.labels(x).chunk(2, axis)
+    tracer.forest.union(values, gate)
+    tracer.put(out, values)
+    tracer.same_node([out], x)
+
+
+@rule("embedding")
+def _embedding(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    ids, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
+    channel_labels = tracer.forest.fresh(weight.shape[1])
+    tracer.axis(weight, 1, channel_labels)
+    tracer.put(out, spread(channel_labels, out.shape, out.dim() - 1))
+    sources = [ids] if tracer.is_activation(ids) else []
+    tracer.new_node(out, channel_labels, sources, "move")
+    patch_attribute(tracer, "embedding_dim", channel_labels)
 
 
 @rule("pad")
@@ -111,14 +213,29 @@ def _pad(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None
         end = len(channel_labels)
         patch_attribute(tracer, "pad_before", channel_labels[:before])
         patch_attribute(tracer, "pad_after", channel_labels[end - after : end])
+        source = [-1] * before + list(range(end - before - after)) + [-1] * after
+        tracer.record_call(
+            "pad", outputs=[labels], before=tracer.labels(x), sources={axis: tuple(source)}
+        )
     tracer.put(out, labels)
     tracer.same_node([out], x)
 
 
+def _replaced(value: Any, x: Tensor, labels: Tensor) -> Any:
+    """The arguments with `x` replaced by its labels; index tensors stay."""
+    if value is x:
+        return labels
+    if isinstance(value, dict):
+        return {key: _replaced(item, x, labels) for key, item in value.items()}
+    if isinstance(value, tuple) and type(value) is tuple:
+        return tuple(_replaced(item, x, labels) for item in value)
+    return value
+
+
 def _with_labels(tracer: Tracer, value: Any) -> Any:
-    """The arguments with traced tensors replaced by their labels; index tensors stay."""
+    """The arguments with every tensor replaced by its labels."""
     if isinstance(value, Tensor):
-        return tracer.labels(value) if tracer.is_traced(value) else value
+        return tracer.labels(value)
     if isinstance(value, dict):
         return {key: _with_labels(tracer, item) for key, item in value.items()}
     if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -78,7 +78,9 @@ class Operator:
         input_size: spatial size (or tokens) of the input.
         output_size: spatial size (or tokens) of the output.
         positions: how often the kernel is applied to one sample (attention: query tokens x key
-            tokens).
+            tokens), not counting `repeat_units`.
+        repeat_units: units of a further axis whose every position the kernel is applied to, such
+            as the channels of a linear layer that mixes tokens; () when there is none.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Operator:
     input_size: tuple[int, ...]
     output_size: tuple[int, ...]
     positions: int
+    repeat_units: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,54 @@ class AttributePatch:
 
 
 @dataclass(frozen=True)
+class AxisUnits:
+    """Which unit each position of one axis of an activation belongs to."""
+
+    axis: int
+    units: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Which input positions a call takes along one axis.
+
+    Attributes:
+        axis: axis of the input.
+        units: unit of each position of the input's axis.
+        source: input position of each output position; -1 where the output has a zero.
+        source_units: unit of each output position.
+    """
+
+    axis: int
+    units: tuple[int, ...]
+    source: tuple[int, ...]
+    source_units: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call in the forward pass whose numbers (sizes, indices) depend on channels.
+
+    The replaying executor puts the right numbers in place of those that the network's own code
+    holds or works out.
+
+    Attributes:
+        number: how many calls of functions in graphs.tracer.CORRECTED came before.
+        function: normalised name of the function.
+        outputs: for each output, the axes that carry units.
+        picks: what is taken along an axis, where not everything is taken in order.
+        value: channels of one head (multi_head_attention_forward), or the scale
+            (scaled_dot_product_attention), 0 when not needed.
+    """
+
+    number: int
+    function: str
+    outputs: tuple[tuple[AxisUnits, ...], ...] = ()
+    picks: tuple[Pick, ...] = ()
+    value: float = 0.0
+
+
+@dataclass(frozen=True)
 class Fold:
     """A batch norm that alone reads the output of one convolution, so it can be folded into it."""
 
@@ -172,6 +223,9 @@ class NetworkGraph:
         patches: module attributes to set when channels are removed.
         folds: batch norms that can be folded.
         frozen: reasons why channels stay, by operator or tensor name.
+        input_highs: for each input 0, or one more than its largest value when it holds integers.
+        calls: calls whose numbers depend on channels.
+        replay_only: whether the network's own code cannot run with fewer channels as it is.
     """
 
     input_shapes: tuple[tuple[int, ...], ...]
@@ -185,6 +239,9 @@ class NetworkGraph:
     patches: tuple[AttributePatch, ...]
     folds: tuple[Fold, ...]
     frozen: Mapping[str, str]
+    input_highs: tuple[int, ...] = ()
+    calls: tuple[Call, ...] = ()
+    replay_only: bool = False
 
     @functools.cached_property
     def num_units(self) -> int:
@@ -268,7 +325,7 @@ class NetworkGraph:
                 f"network again."
             )
         del data["format"]
-        records = {
+        records: dict[str, Callable[..., Any]] = {
             "groups": Group,
             "slices": AxisSlice,
             "operators": Operator,
@@ -276,6 +333,7 @@ class NetworkGraph:
             "edges": Edge,
             "patches": AttributePatch,
             "folds": Fold,
+            "calls": _call,
         }
         for field, record in records.items():
             data[field] = tuple(
@@ -283,10 +341,21 @@ class NetworkGraph:
                 for item in data[field]
             )
         data["input_shapes"] = _tuples(data["input_shapes"])
+        data["input_highs"] = _tuples(data["input_highs"])
         data["parameters"] = {name: _tuples(shape) for name, shape in data["parameters"].items()}
         return cls(**data)
 
 
+def _call(outputs: Any, picks: Any, **rest: Any) -> Call:
+    return Call(
+        outputs=tuple(tuple(AxisUnits(**axis) for axis in output) for output in outputs),
+        picks=tuple(Pick(**pick) for pick in picks),
+        **rest,
+    )
+
+
 def _tuples(value: Any) -> Any:
     """Lists, at any depth, as tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

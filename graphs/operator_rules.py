@@ -1,13 +1,12 @@
-"""Rules of what holds weights: convolutions, linear layers, attention and normalisation."""
+"""Rules of convolutions and normalisations."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor, nn
 
-from graphs.labels import spread
+from graphs.labels import shrink, spread, varying_axes
 from graphs.rule_registry import (
     UnsupportedOp,
     argument,
@@ -15,7 +14,8 @@ from graphs.rule_registry import (
     rule,
     tensor_arguments,
 )
-from graphs.tracing import TracedOperator, Tracer
+from graphs.trace_records import TracedOperator
+from graphs.tracer import Tracer
 
 
 @rule("conv1d", "conv2d", "conv3d")
@@ -62,9 +62,9 @@ def _conv(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> Non
         stride=stride,
         input_size=tuple(x.shape[2:]),
         output_size=tuple(out.shape[2:]),
-        positions=math.prod(out.shape[2:]),
+        positions=tracer.positions(out, 1),
     )
-    _add_operator(tracer, operator, x, out, "depthwise" if depthwise else "conv")
+    tracer.new_operator(operator, [x], out, "depthwise" if depthwise else "conv")
     if tracer.name_of(weight) == f"{tracer.module_path}.weight".lstrip("."):
         patch_attribute(tracer, "in_channels", in_labels)
         patch_attribute(tracer, "out_channels", out_labels)
@@ -97,9 +97,9 @@ def _conv_transpose(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tens
         stride=(stride,) * rank if isinstance(stride, int) else tuple(stride),
         input_size=tuple(x.shape[2:]),
         output_size=tuple(out.shape[2:]),
-        positions=math.prod(x.shape[2:]),  # the kernel is laid down at every input position
+        positions=tracer.positions(x, 1),  # the kernel is laid down at every input position
     )
-    _add_operator(tracer, operator, x, out, "conv")
+    tracer.new_operator(operator, [x], out, "conv")
     patch_attribute(tracer, "in_channels", in_labels)
     patch_attribute(tracer, "out_channels", out_labels)
 
@@ -107,42 +107,6 @@ def _conv_transpose(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tens
 @rule("_weight_norm", "_weight_norm_interface")
 def _weight_norm(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     tracer.weight_name(out if isinstance(out, Tensor) else out[0], "weight_norm")
-
-
-@rule("linear")
-def _linear(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    x, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
-    bias = argument(args, kwargs, 2, "bias")
-    name = tracer.weight_name(weight, "linear")
-    in_labels = tracer.channels(x, x.dim() - 1)
-    out_labels = tracer.forest.fresh(weight.shape[0])
-    tracer.axis(weight, 1, in_labels)
-    tracer.axis(weight, 0, out_labels)
-    tracer.axis(bias, 0, out_labels)
-    tracer.put(out, spread(out_labels, out.shape, out.dim() - 1))
-    operator = TracedOperator(
-        kind="linear",
-        module=tracer.module_path,
-        weight=name,
-        in_labels=in_labels,
-        out_labels=out_labels,
-        input_size=tuple(x.shape[1:-1]),
-        output_size=tuple(out.shape[1:-1]),
-        positions=math.prod(out.shape[1:-1]),
-    )
-    _add_operator(tracer, operator, x, out, "linear")
-    if name == f"{tracer.module_path}.weight".lstrip("."):
-        patch_attribute(tracer, "in_features", in_labels)
-        patch_attribute(tracer, "out_features", out_labels)
-
-
-def _add_operator(
-    tracer: Tracer, operator: TracedOperator, x: Tensor, out: Tensor, kind: str
-) -> None:
-    index = len(tracer.trace.operators)
-    tracer.trace.operators.append(operator)
-    operator.target = tracer.new_node(out, operator.out_labels, [x], kind, index)
-    operator.output_id = id(out)
 
 
 @rule("batch_norm", "instance_norm")
@@ -160,21 +124,31 @@ def _batch_norm(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) 
                 tracer.trace.folds.append((id(x), operator.module, tracer.module_path))
 
 
-@rule("layer_norm")
+@rule("layer_norm", "rms_norm")
 def _layer_norm(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     x, shape = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "normalized_shape")
-    weight, bias = argument(args, kwargs, 2, "weight"), argument(args, kwargs, 3, "bias")
-    if len(shape) != 1 or tracer.name_of(weight) is None:
-        tracer.freeze(tracer.labels(x), "layer norm over several axes or without weight")
-        tracer.put(out, tracer.labels(x))
+    weight = argument(args, kwargs, 2, "weight")
+    bias = argument(args, kwargs, 3, "bias") if func.__name__ == "layer_norm" else None
+    roots = tracer.forest.roots(tracer.labels(x))
+    normed = range(x.dim() - len(shape), x.dim())
+    varying = [axis for axis in varying_axes(roots) if axis in normed]
+    if tracer.name_of(weight) is None or len(varying) > 1:
+        reason = f"{func.__name__} without weight"
+        if varying:
+            tracer.freeze(shrink(roots), reason)
+        tracer.put(out, roots)
         tracer.same_node([out], x)
         return
-    channel_labels = tracer.channels(x, x.dim() - 1)
-    tracer.axis(weight, 0, channel_labels)
-    tracer.axis(bias, 0, channel_labels)
-    tracer.put(out, spread(channel_labels, out.shape, out.dim() - 1))
+    axis = varying[0] if varying else x.dim() - 1
+    channel_labels = tracer.channels(x, axis)
+    for tensor in (weight, bias):
+        tracer.axis(tensor, axis - normed[0], channel_labels)
+    tracer.put(out, spread(channel_labels, out.shape, axis))
     tracer.same_node([out], x)
-    patch_attribute(tracer, "normalized_shape", channel_labels, "tuple")
+    if len(shape) == 1:
+        patch_attribute(tracer, "normalized_shape", channel_labels, "tuple")
+    else:
+        tracer.trace.replay_only = True
 
 
 @rule("group_norm")

@@ -15,26 +15,71 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from graphs.tracing import Tracer
+    from graphs.tracer import Tracer
 
 Rule = Callable[["Tracer", Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], None]
 RULES: dict[str, Rule] = {}
-"""Rule of each torch function, by its normalised name (see `tracing.function_name`)."""
+"""Rule of each torch function by its normalised name, of other things by `class_key`."""
 
 
 class UnsupportedOp(ValueError):  # noqa: N818 - the name is part of the interface
     """An operation whose effect on channels is not known; guessing would give wrong networks."""
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for functions, by their normalised names."""
+def rule(*targets: str | type | Callable[..., Any]) -> Callable[[Rule], Rule]:
+    """Register a rule; the way for users to teach the tracer an operation of theirs.
+
+    A rule gives the outputs of one call their labels, with `Tracer.put`:
+
+        @rule(my_ops.swish)                 # a function that torch functions modes see
+        @rule(MyFunction)                   # a torch.autograd.Function
+        @rule(MyBlock)                      # a module class: its forward becomes one call
+        def unary(tracer, func, args, kwargs, out):
+            tracer.put(out, tracer.labels(args[0]))
+            tracer.same_node([out], args[0])
+
+    An operation that works on every channel by itself can take the rule of a built-in one:
+    `rule(my_ops.swish)(RULES["relu"])`.
+
+    Args:
+        targets: names of torch functions (see `function_name`), the functions themselves, or
+            subclasses of torch.autograd.Function or torch.nn.Module. The last rule of a target
+            counts.
+    """
 
     def register(function: Rule) -> Rule:
-        for name in names:
-            RULES[name] = function
+        for target in targets:
+            RULES[target if isinstance(target, str) else _key(target)] = function
         return function
 
     return register
+
+
+def class_key(cls: type) -> str:
+    """Key of the rule of a module or of an autograd function."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _key(target: Any) -> str:
+    return class_key(target) if isinstance(target, type) else function_name(target)
+
+
+_OPERATORS = {"add", "sub", "mul", "truediv", "pow", "floordiv", "mod", "and", "or", "xor", "matmul"}
+
+
+def function_name(func: Callable[..., Any]) -> str:
+    """Name of a torch function without the marks of in-place and reflected forms."""
+    name = getattr(func, "__name__", type(func).__name__)
+    if name == "__get__":  # a property such as x.T
+        name = getattr(getattr(func, "__self__", None), "__name__", name)
+        return f"property_{name}"
+    if name.startswith("__") and name.endswith("__"):
+        name = name.strip("_")
+        for prefix in ("r", "i"):
+            if name[1:] in _OPERATORS and name.startswith(prefix) and name not in _OPERATORS:
+                name = name[1:]
+        return name
+    return name.rstrip("_")
 
 
 def argument(

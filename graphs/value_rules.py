@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphs.labels import shrink, spread
+from graphs.labels import shrink, spread, varying_axes
 from graphs.rule_registry import argument, rule, tensor_arguments
-from graphs.tracing import Tracer
+from graphs.tracer import Tracer
 
 
 @rule(
@@ -28,16 +28,22 @@ def _elementwise(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor)
     if func.__name__ == "prelu":
         _prelu(tracer, tensors, out)
         return
-    operands: list[Tensor] = []
-    for tensor in tensors:
-        if tensor.numel() > 1 or tracer.is_activation(tensor):
-            operands.append(_broadcast(tracer.labels(tensor), out.shape))
-    if not operands:
-        operands = [tracer.labels(tensors[0]).reshape([1] * out.dim()).expand(out.shape)]
-    result = operands[0]
-    for other in operands[1:]:
-        result = _merge(tracer, result, other)
-    tracer.put(out, result)
+    operands = [tensor for tensor in tensors if tracer.is_traced(tensor)]
+    constants = [tensor for tensor in tensors if not tracer.is_traced(tensor)]
+    if len(operands) == 1 and operands[0].shape == out.shape:
+        result = tracer.channel_labels(operands[0])
+        tokens = tracer.token_labels(operands[0])
+    else:
+        tokens = None
+        # an activation first: tensors that lie across its channels tie none of them
+        operands.sort(key=lambda tensor: not tracer.is_activation(tensor))
+        result = _broadcast(tracer.labels(operands[0]), out.shape)
+        for operand in operands[1:]:
+            other = _broadcast(tracer.labels(operand), out.shape)
+            result = _merge(tracer, result, other, tracer.is_activation(operand))
+    for constant in constants:
+        _refuse_to_slice(tracer, result, constant, func.__name__)
+    tracer.put(out, result, tokens)
     activations = [tensor for tensor in tensors if tracer.is_activation(tensor)]
     origins = {tracer.node_of(tensor) for tensor in activations}
     if len(origins) > 1:
@@ -48,6 +54,13 @@ def _elementwise(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor)
         tracer.new_node(out, channel_labels, activations, kind)
     elif activations:
         tracer.same_node([out], activations[0])
+
+
+def _refuse_to_slice(tracer: Tracer, labels: Tensor, constant: Tensor, function: str) -> None:
+    """Freeze channels that meet a constant with a value for each of them."""
+    shape = [1] * (labels.dim() - constant.dim()) + list(constant.shape)
+    if any(size > 1 and labels.stride(axis) != 0 for axis, size in enumerate(shape)):
+        tracer.freeze(shrink(labels), f"{function} with a constant made in the forward pass")
 
 
 def _prelu(tracer: Tracer, tensors: list[Tensor], out: Tensor) -> None:
@@ -62,8 +75,8 @@ def _broadcast(labels: Tensor, shape: torch.Size) -> Tensor:
     return labels.reshape([1] * (len(shape) - labels.dim()) + list(labels.shape)).expand(shape)
 
 
-def _merge(tracer: Tracer, first: Tensor, second: Tensor) -> Tensor:
-    """Merge two broadcast operands.
+def _merge(tracer: Tracer, first: Tensor, second: Tensor, is_activation: bool) -> Tensor:
+    """Merge two broadcast operands; `is_activation` says so of the second.
 
     An operand that is stored once where the other changes is not tied to it:
     x + map, with a map of one channel, ties no channel of x to another; each can go alone.
@@ -75,16 +88,17 @@ def _merge(tracer: Tracer, first: Tensor, second: Tensor) -> Tensor:
     only_first = any(a and not b for a, b in zip(*changes, strict=True))
     only_second = any(b and not a for a, b in zip(*changes, strict=True))
     if only_first and only_second:
-        first_small, second_small = shrink(first), shrink(second)
-        if first_small.numel() > 1 and second_small.numel() > 1:
-            tracer.freeze(first_small, "outer combination of two activations")
-            tracer.freeze(second_small, "outer combination of two activations")
+        both = [axis for axis, (a, b) in enumerate(zip(*changes, strict=True)) if a and b]
+        if both:
+            tracer.forest.union(_narrow_to(tracer, first, both), _narrow_to(tracer, second, both))
+        elif is_activation and shrink(first).numel() > 1 and shrink(second).numel() > 1:
+            tracer.freeze(shrink(first), "outer combination of two activations")
+            tracer.freeze(shrink(second), "outer combination of two activations")
         return first
     if only_first or only_second:
         fuller, other = (first, second) if only_first else (second, first)
-        if any(b for b in changes[1 if only_first else 0]):
-            # `other` changes along some of the axes (a gate per channel, say): tie it along those
-            axes = [axis for axis, change in enumerate(changes[1 if only_first else 0]) if change]
+        axes = [axis for axis, change in enumerate(changes[1 if only_first else 0]) if change]
+        if axes:  # `other` changes along some of the axes (a gate per channel, say): tie it there
             tracer.forest.union(_narrow_to(tracer, fuller, axes), _narrow_to(tracer, other, axes))
         return fuller
     tracer.forest.union(first, second)
@@ -130,29 +144,45 @@ def _reduce(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None
         return
     x = tensors[0]
     dims = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
+    if func.__name__ == "norm":
+        dims = kwargs.get("dim", args[2] if len(args) > 2 else None)
     dims = list(range(x.dim())) if dims is None else [dims] if isinstance(dims, int) else list(dims)
     reduced = {axis % x.dim() for axis in dims}
-    output = out[0] if isinstance(out, (tuple, list)) else out
     kept = [axis for axis in range(x.dim()) if axis not in reduced]
+    roots = tracer.forest.roots(tracer.labels(x))
+    varying = set(varying_axes(roots))
+    if varying & reduced and not varying & set(kept):
+        reason = f"{func.__name__} over channels {tracer.where()}"
+        tracer.freeze(shrink(roots), reason)
+        for output in tensor_arguments(out):
+            fresh = tracer.forest.fresh(*[1] * output.dim()).expand(output.shape)
+            tracer.freeze(fresh, reason)
+            tracer.put(output, fresh)
+            tracer.same_node([output], x)
+        return
+    # what is reduced together can only go together
     labels = tracer.labels(x).permute([*kept, *sorted(reduced)])
     shape = [x.shape[axis] for axis in kept]
     small = shrink(labels)
-    rows = small.expand([*shape, *small.shape[len(kept) :]]).reshape(math.prod(shape), -1)
-    # channels that are reduced together can only go together
+    lead = [small.shape[axis] for axis in range(len(kept))]
+    rows = small.reshape(math.prod(lead), -1)
     tracer.forest.union(rows[:, :1].expand(rows.shape), rows)
-    tracer.put(output, rows[:, 0].reshape(output.shape))
+    lines = rows[:, 0].reshape(lead).expand(shape)
+    for output in tensor_arguments(out):
+        full = lines
+        if output.dim() != len(shape):  # keepdim
+            for axis in sorted(reduced):
+                full = full.unsqueeze(axis)
+        tracer.put(output, full.expand(output.shape))
+    output = tensor_arguments(out)[0]
     if tracer.is_activation(x):
-        channels = output.shape[1] if output.dim() > 1 else 1
-        axis = 1 if output.dim() == 4 else output.dim() - 1
-        if output.dim() > 1:
-            channel_labels = (
-                tracer.labels(output).movedim(axis, 0).reshape(output.shape[axis], -1)[:, 0]
-            )
-            tracer.new_node(output, channel_labels, [x], "pool")
-        else:
-            tracer.new_node(output, rows[:channels, 0], [x], "pool")
-    for extra in out[1:] if isinstance(out, (tuple, list)) else []:
-        tracer.put(extra, rows[:, 0].reshape(extra.shape))
+        channel_labels = tracer.labels(output).reshape(-1)
+        if output.dim() > 0:
+            axis = 1 if output.dim() == 4 else output.dim() - 1
+            channel_labels = tracer.labels(output).movedim(axis, 0)
+            channel_labels = channel_labels.reshape(output.shape[axis], -1)[:, 0]
+        tracer.new_node(output, channel_labels, [x], "pool")
+        tracer.same_node(tensor_arguments(out)[1:], output)
 
 
 @rule(

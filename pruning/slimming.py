@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy as copying
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,13 @@ from torch.overrides import TorchFunctionMode
 
 from graphs.network_graph import NetworkGraph
 from pruning.keep_set import KeepSet
+from pruning.replaying import replayed, slim_calls
+
+
+EXECUTORS = ("auto", "swap", "replay")
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.2}
+"""Largest difference of slim and masked outputs, relative to the largest output, by dtype."""
 
 
 class SlimmingError(ValueError):
@@ -34,14 +41,31 @@ class Slimmer:
         network: the user's network; it stays theirs, and is whole again after every use.
         graph: its graph from `trace_network`.
         verify: compare slim and masked outputs on two random keep-sets now.
+        executor: how the network runs slim. "swap": its own code on smaller tensors. "replay": its
+            own code, with the channel numbers that it holds corrected call by call. "auto": swap
+            where that works, replay where not; without `verify` only what tracing saw decides.
+
+    Attributes:
+        executor: "swap" or "replay".
 
     Raises:
         SlimmingError: the comparison fails, with what went wrong.
     """
 
-    def __init__(self, network: nn.Module, graph: NetworkGraph, verify: bool = True) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        graph: NetworkGraph,
+        verify: bool = True,
+        executor: str = "auto",
+    ) -> None:
+        if executor not in EXECUTORS:
+            raise ValueError(f"executor must be one of {', '.join(EXECUTORS)}, got {executor!r}.")
         self.network = network
         self.graph = graph
+        self.executor = executor
+        if executor == "auto":
+            self.executor = "replay" if graph.replay_only else "swap"
         self._is_applied = False
         modules = dict(network.named_modules())
         self._locations = _tensor_locations(network)
@@ -74,7 +98,13 @@ class Slimmer:
             )
         self._patch_keys = [keys[p.units] for p in graph.patches]
         if verify:
-            self.verify()
+            try:
+                self.verify()
+            except SlimmingError:
+                if executor != "auto" or self.executor == "replay":
+                    raise
+                self.executor = "replay"
+                self.verify()
 
     @contextmanager
     def applied(
@@ -114,7 +144,11 @@ class Slimmer:
                 attributes.append(
                     (module, patch.attribute, value if patch.form == "int" else (value,))
                 )
-        with self._swapped(make, None if copy else {*overlay, *self._axes}, attributes):
+        with ExitStack() as stack:
+            names = None if copy else {*overlay, *self._axes}
+            stack.enter_context(self._swapped(make, names, attributes))
+            if self.executor == "replay" and not keep.is_full:
+                stack.enter_context(replayed(self.network, slim_calls(self.graph, keep.mask)))
             yield self.network
 
     @contextmanager
@@ -139,11 +173,14 @@ class Slimmer:
             return tensor
 
         with self._swapped(make, {*overlay, *self._axes}, []):
+            # masks in the shape of the norm's weight, (channels,) or (channels, 1, 1)
             masks = {
-                id(tensor): torch.from_numpy(kept[self._unit_lists[axes[0][1]]])
-                for name, axes in self._axes.items()
+                id(tensor): torch.from_numpy(kept[self._unit_lists[key]]).reshape(
+                    [-1 if d == axis else 1 for d in range(tensor.dim())]
+                )
+                for name, [(axis, key), *_] in self._axes.items()
                 for module, table, local in self._locations[name]
-                if (tensor := getattr(module, table)[local]).dim() == 1
+                if (tensor := getattr(module, table)[local]) is not None
             }
             with _MaskedNorms(masks):
                 yield self.network
@@ -155,12 +192,13 @@ class Slimmer:
         with self.applied(keep, overlay=overlay) as slim:
             return copying.deepcopy(slim)
 
-    def verify(self, num_keep_sets: int = 2, tolerance: float = 1e-4) -> float:
+    def verify(self, num_keep_sets: int = 2, tolerance: float | None = None) -> float:
         """Compare slim and masked outputs on random keep-sets.
 
         Args:
             num_keep_sets: how many keep-sets.
-            tolerance: largest difference allowed, relative to the largest output.
+            tolerance: largest difference allowed, relative to the largest output; None for that
+                of the network's dtype in TOLERANCE.
 
         Returns:
             The largest relative difference.
@@ -171,9 +209,13 @@ class Slimmer:
         reference = next(self.network.parameters())
         generator = torch.Generator().manual_seed(0)
         inputs = tuple(
-            torch.randn(shape, generator=generator).to(reference)
-            for shape in self.graph.input_shapes
+            torch.randint(high, shape, generator=generator).to(reference.device)
+            if high
+            else torch.randn(shape, generator=generator).to(reference)
+            for shape, high in zip(self.graph.input_shapes, self.graph.input_highs, strict=True)
         )
+        if tolerance is None:
+            tolerance = TOLERANCE.get(reference.dtype, 1e-4)
         rng = np.random.default_rng(0)
         modes = {module: module.training for module in self.network.modules()}
         self.network.eval()
@@ -201,7 +243,7 @@ class Slimmer:
             try:
                 with self.applied(keep) as network:
                     found = _flat_outputs(network(*inputs))
-            except (RuntimeError, ValueError, IndexError) as error:
+            except (RuntimeError, ValueError, IndexError, AssertionError) as error:
                 raise SlimmingError(
                     "The network does not run with channels removed; its own code probably "
                     "holds a channel number "
@@ -272,6 +314,13 @@ class Slimmer:
             self._is_applied = False
 
 
+_NORM_ARGUMENTS = {
+    "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
+    "rms_norm": ("input", "normalized_shape", "weight", "eps"),
+    "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
+}
+
+
 class _MaskedNorms(TorchFunctionMode):
     """Layer and group norms whose statistics leave out masked channels."""
 
@@ -288,43 +337,40 @@ class _MaskedNorms(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name not in ("layer_norm", "group_norm"):
+        if name not in _NORM_ARGUMENTS:
             return func(*args, **kwargs)
-        keys = (
-            "input",
-            "normalized_shape" if name == "layer_norm" else "num_groups",
-            "weight",
-            "bias",
-            "eps",
-        )
+        keys = _NORM_ARGUMENTS[name]
         values = {
             "bias": None,
             "weight": None,
-            "eps": 1e-5,
+            "eps": None if name == "rms_norm" else 1e-5,
             **dict(zip(keys, args, strict=False)),
             **kwargs,
         }
         mask = self._masks.get(id(values["weight"]))
         if mask is None or bool(mask.all()):
             return func(*args, **kwargs)
-        x, mask = values["input"], mask.to(values["input"].device)
-        if name == "layer_norm":
-            shape = [1] * (x.dim() - 1) + [-1]
-            weights = mask.to(x.dtype).reshape(shape).expand(x.shape)
-            axes: tuple[int, ...] = (x.dim() - 1,)
-            blocks, block_weights = x, weights
-        else:
+        x, weight = values["input"], values["weight"]
+        mask = mask.to(x.device, x.dtype)
+        if name == "group_norm":
             shape = [1, -1] + [1] * (x.dim() - 2)
-            weights = mask.to(x.dtype).reshape(shape).expand(x.shape)
+            mask, weight = mask.reshape(shape), weight.reshape(shape)
             blocks = x.reshape(x.shape[0], values["num_groups"], -1)
-            block_weights = weights.reshape(blocks.shape)
-            axes = (2,)
-        count = block_weights.sum(axes, keepdim=True)
-        mean = (blocks * block_weights).sum(axes, keepdim=True) / count
-        centred = (blocks - mean) * block_weights
+            weights = mask.expand(x.shape).reshape(blocks.shape)
+            axes: tuple[int, ...] = (2,)
+        else:
+            blocks, weights = x, mask.expand(x.shape)
+            axes = tuple(range(x.dim() - weight.dim(), x.dim()))
+            shape = list(weight.shape)
+        count = weights.sum(axes, keepdim=True)
+        mean = (blocks * weights).sum(axes, keepdim=True) / count
+        if name == "rms_norm":
+            mean = torch.zeros_like(mean)
+        centred = (blocks - mean) * weights
         variance = centred.square().sum(axes, keepdim=True) / count
-        normed = (centred / (variance + values["eps"]).sqrt()).reshape(x.shape)
-        return normed * values["weight"].reshape(shape) + values["bias"].reshape(shape)
+        eps = torch.finfo(x.dtype).eps if values["eps"] is None else values["eps"]
+        normed = (centred / (variance + eps).sqrt()).reshape(x.shape) * weight
+        return normed if values["bias"] is None else normed + values["bias"].reshape(shape)
 
 
 def _tensor_locations(network: nn.Module) -> dict[str, list[tuple[nn.Module, str, str]]]:

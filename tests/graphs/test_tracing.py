@@ -28,7 +28,7 @@ GOLDEN_GROUPS = {
     "Moved": {"a.0": 6},
     "TinyUNet": {"enter.0": 6, "down.0": 8, "up": 5},
     "ManualAttention": {"embed": 12, "qkv": 3},
-    "EncoderLayer": {"layer.linear1": 20},
+    "EncoderLayer": {"embed": 12, "layer.self_attn": 3, "layer.linear1": 20},
     "TwoInputsDictOutput": {"left.0": 6, "body.0.0": 6, "body.1.0": 6},
 }
 

@@ -1,0 +1,280 @@
+"""Running a slim network whose own code holds channel numbers.
+
+A view to (batch, 3, 4, 8), a slice [:, 8:24] or a padding by 16 channels is written for the full
+width. While a slim network runs, every torch function it calls is counted; calls that the graph has
+recorded get the numbers of the slim width, all others run as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from graphs.network_graph import Call, NetworkGraph
+from graphs.rule_registry import argument, function_name
+from graphs.tracer import CORRECTED
+from pruning.slim_attention import slim_multi_head_attention
+
+
+@dataclass(frozen=True)
+class SlimCall:
+    """The numbers of one call at the slim width.
+
+    Attributes:
+        function: normalised name of the function.
+        sizes: for each output, the size of the axes that carry channels.
+        picks: positions to take along an axis of the input, in the slim input's own numbers.
+        padding: zeros before and after, by axis.
+        value: see `graphs.network_graph.Call`.
+    """
+
+    function: str
+    sizes: tuple[Mapping[int, int], ...]
+    picks: Mapping[int, Tensor]
+    padding: Mapping[int, tuple[int, int]]
+    value: float
+
+
+def slim_calls(graph: NetworkGraph, mask: np.ndarray) -> dict[int, SlimCall]:
+    """The recorded calls at the width of a keep-set.
+
+    Args:
+        graph: the traced network.
+        mask: True for kept units, shape (num_units,).
+
+    Returns:
+        By the number of the call.
+    """
+    kept = np.append(mask, True)  # FROZEN is -1 and reads the appended True
+    return {call.number: _slim_call(call, kept) for call in graph.calls}
+
+
+def _slim_call(call: Call, kept: np.ndarray) -> SlimCall:
+    sizes = tuple(
+        {axis.axis: int(kept[list(axis.units)].sum()) for axis in output} for output in call.outputs
+    )
+    picks, padding = {}, {}
+    for pick in call.picks:
+        source = np.asarray(pick.source)
+        left = kept[list(pick.source_units)]
+        if (source < 0).any():
+            first, last = np.flatnonzero(source >= 0)[[0, -1]]
+            padding[pick.axis] = (int(left[:first].sum()), int(left[last + 1 :].sum()))
+        else:
+            new_position = np.cumsum(kept[list(pick.units)]) - 1
+            picks[pick.axis] = torch.from_numpy(new_position[source[left]])
+    return SlimCall(call.function, sizes, picks, padding, call.value)
+
+
+class CallsAtSlimWidth(TorchFunctionMode):
+    """Gives each recorded call its numbers; one object serves one forward pass."""
+
+    def __init__(self, calls: Mapping[int, SlimCall]) -> None:
+        super().__init__()
+        self._calls = calls
+        self._number = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run the function, with other numbers where the graph says so."""
+        kwargs = kwargs or {}
+        name = function_name(func)
+        if name not in CORRECTED:
+            return func(*args, **kwargs)
+        call = self._calls.get(self._number)
+        self._number += 1
+        if name in _ALWAYS:
+            return _ALWAYS[name](func, args, kwargs, call)
+        if call is None:
+            return func(*args, **kwargs)
+        if name != call.function:
+            raise RuntimeError(
+                f"The network called {name} where {call.function} was traced; its path through the "
+                "code changed with the input or the mode. Trace it on such an input, or remove the "
+                "channel numbers from its code."
+            )
+        return _HANDLERS[name](func, args, kwargs, call)
+
+
+def _reshape(func: Any, args: Any, kwargs: Any, call: SlimCall) -> Tensor:
+    x = argument(args, kwargs, 0, "input")
+    wanted = args[1:] if len(args) > 1 else next(iter(kwargs.values()))
+    if len(wanted) == 1 and not isinstance(wanted[0], int):
+        wanted = wanted[0].shape if isinstance(wanted[0], Tensor) else wanted[0]
+    sizes = list(wanted)
+    for axis, size in call.sizes[0].items():
+        sizes[axis] = size
+    expands = call.function in ("expand", "expand_as", "broadcast_to")
+    return x.expand(sizes) if expands else x.reshape(sizes)
+
+
+def _unflatten(func: Any, args: Any, kwargs: Any, call: SlimCall) -> Tensor:
+    x, axis = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "dim") % args[0].dim()
+    sizes = [*x.shape[:axis], *argument(args, kwargs, 2, "sizes"), *x.shape[axis + 1 :]]
+    for position, size in call.sizes[0].items():
+        sizes[position] = size
+    return x.reshape(sizes)
+
+
+def _split(func: Any, args: Any, kwargs: Any, call: SlimCall) -> Any:
+    x, axis = argument(args, kwargs, 0, "input"), argument(args, kwargs, 2, "dim", 0)
+    axis %= x.dim()
+    if axis not in call.sizes[0]:
+        return func(*args, **kwargs)
+    return torch.split(x, [sizes[axis] for sizes in call.sizes], axis)
+
+
+def _getitem(func: Any, args: Any, kwargs: Any, call: SlimCall) -> Tensor:
+    x, index = args
+    index = list(index) if isinstance(index, tuple) else [index]
+    taken = sum(_axes_taken(entry) for entry in index if entry is not Ellipsis)
+    if Ellipsis in [entry for entry in index if not isinstance(entry, Tensor)]:
+        place = next(i for i, entry in enumerate(index) if entry is Ellipsis)
+        index[place : place + 1] = [slice(None)] * (x.dim() - taken)
+    axis = 0
+    for place, entry in enumerate(index):
+        if axis in call.picks and entry is not None:
+            positions = call.picks[axis].to(x.device)
+            if isinstance(entry, int):
+                index[place] = int(positions[0])
+            else:
+                x, index[place] = x.index_select(axis, positions), slice(None)
+        axis += _axes_taken(entry)
+    return func(x, tuple(index))
+
+
+def _axes_taken(entry: Any) -> int:
+    if entry is None:
+        return 0
+    return entry.dim() if isinstance(entry, Tensor) and entry.dtype == torch.bool else 1
+
+
+def _pick(func: Any, args: Any, kwargs: Any, call: SlimCall) -> Tensor:
+    """narrow, index_select, select: all that is taken lies along one axis."""
+    if not call.picks:
+        return func(*args, **kwargs)
+    ((axis, positions),) = call.picks.items()
+    picked = argument(args, kwargs, 0, "input").index_select(axis, positions.to(args[0].device))
+    return picked.squeeze(axis) if call.function == "select" else picked
+
+
+def _flip(func: Any, args: Any, kwargs: Any, call: SlimCall) -> Tensor:
+    x = argument(args, kwargs, 0, "input")
+    axes = args[1:] if len(args) > 1 else kwargs["dims"]
+    axes = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
+    return _permuted(x, call).flip([axis for axis in axes if axis % x.dim() not in call.picks])
+
+
+def _roll(func: Any, args: Any, kwargs: Any, call: SlimCall) -> Tensor:
+    x, shifts = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "shifts")
+    axes = argument(args, kwargs, 2, "dims")
+    pairs = [(shifts, axes)] if isinstance(shifts, int) else list(zip(shifts, axes, strict=True))
+    rest = [(shift, axis) for shift, axis in pairs if axis % x.dim() not in call.picks]
+    x = _permuted(x, call)
+    return x.roll([shift for shift, _ in rest], [axis for _, axis in rest]) if rest else x
+
+
+def _permuted(x: Tensor, call: SlimCall) -> Tensor:
+    for axis, positions in call.picks.items():
+        x = x.index_select(axis, positions.to(x.device))
+    return x
+
+
+def _pad(func: Any, args: Any, kwargs: Any, call: SlimCall) -> Tensor:
+    x, pad = argument(args, kwargs, 0, "input"), list(argument(args, kwargs, 1, "pad"))
+    for axis, zeros in call.padding.items():
+        number = x.dim() - 1 - axis
+        pad[2 * number : 2 * number + 2] = zeros
+    rest = {key: value for key, value in kwargs.items() if key not in ("input", "pad")}
+    return func(x, pad, *args[2:], **rest)
+
+
+def _norm(func: Any, args: Any, kwargs: Any, call: SlimCall | None) -> Tensor:
+    weight = argument(args, kwargs, 2, "weight")
+    if weight is None:
+        return func(*args, **kwargs)
+    rest = {key: value for key, value in kwargs.items() if key not in ("input", "normalized_shape")}
+    return func(argument(args, kwargs, 0, "input"), tuple(weight.shape), *args[2:], **rest)
+
+
+def _conv(func: Any, args: Any, kwargs: Any, call: SlimCall | None) -> Tensor:
+    weight, groups = argument(args, kwargs, 1, "weight"), argument(args, kwargs, 6, "groups", 1)
+    if groups == 1 or weight.shape[1] != 1:
+        return func(*args, **kwargs)
+    channels = argument(args, kwargs, 0, "input").shape[1]  # depthwise: as many groups
+    return func(*args[:6], **{**kwargs, "groups": channels})
+
+
+def _attention(func: Any, args: Any, kwargs: Any, call: SlimCall | None) -> Tensor:
+    return func(*args, **kwargs) if call is None else func(*args, **{**kwargs, "scale": call.value})
+
+
+def _multi_head(func: Any, args: Any, kwargs: Any, call: SlimCall | None) -> Any:
+    if call is None:
+        return func(*args, **kwargs)
+    return slim_multi_head_attention(*args, head_dim=round(call.value), **kwargs)
+
+
+_ALWAYS: dict[str, Callable[..., Any]] = {
+    "layer_norm": _norm,
+    "rms_norm": _norm,
+    "conv1d": _conv,
+    "conv2d": _conv,
+    "conv3d": _conv,
+    "scaled_dot_product_attention": _attention,
+    "multi_head_attention_forward": _multi_head,
+}
+_HANDLERS: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(
+        "view reshape view_as reshape_as expand expand_as broadcast_to".split(), _reshape
+    ),
+    **dict.fromkeys("split split_with_sizes chunk tensor_split".split(), _split),
+    **dict.fromkeys("narrow select index_select".split(), _pick),
+    "unflatten": _unflatten,
+    "getitem": _getitem,
+    "flip": _flip,
+    "roll": _roll,
+    "pad": _pad,
+}
+
+
+@functools.lru_cache(maxsize=None)
+def replayed_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """A subclass whose forward runs at the slim width; state-dict names stay what they are."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with CallsAtSlimWidth(self.slim_calls):
+            return cls.forward(self, *args, **kwargs)
+
+    return type(f"Replayed{cls.__name__}", (cls,), {"forward": forward, "__doc__": cls.__doc__})
+
+
+@contextmanager
+def replayed(network: nn.Module, calls: Mapping[int, SlimCall]) -> Iterator[None]:
+    """Run a network at the slim width for the length of a `with` block; copies of it keep that."""
+    cls = type(network)
+    network.__class__ = replayed_class(cls)
+    network.slim_calls = calls  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        network.__class__ = cls
+        del network.slim_calls
+
+
+def is_replayed(network: nn.Module) -> bool:
+    """Whether a slim network runs by replaying."""
+    return hasattr(network, "slim_calls")
