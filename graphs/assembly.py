@@ -181,7 +181,15 @@ def _call(
         ]
     if not any(outputs) and not picks and not traced.value:
         return None
-    return Call(traced.number, traced.function, outputs, tuple(picks), traced.value)
+    shapes = tuple(tuple(labels.shape) for labels in traced.outputs)
+    is_open = not traced.value and (
+        all(axis.axis in traced.open_axes for output in outputs for axis in output)
+        and all(pick.axis in traced.open_axes for pick in picks)
+        or (traced.function == "chunk" and len(set(outputs)) == 1)
+    )
+    return Call(
+        traced.number, traced.function, outputs, shapes, tuple(picks), is_open, traced.value
+    )
 
 
 def _axis_units(

@@ -91,34 +91,39 @@ def _remember_scale(tracer: Tracer, args: Any, kwargs: Any, channels: int) -> No
 
 _MHA = """
     query key value embed_dim_to_check num_heads in_proj_weight in_proj_bias bias_k bias_v
-    add_zero_attn dropout_p out_proj_weight out_proj_bias
+    add_zero_attn dropout_p out_proj_weight out_proj_bias training key_padding_mask need_weights
+    attn_mask use_separate_proj_weight q_proj_weight k_proj_weight v_proj_weight
 """.split()
 
 
-@rule("multi_head_attention_forward")
+@rule("multi_head_attention_forward", "slim_multi_head_attention")
 def _multi_head_attention(
     tracer: Tracer, func: Any, args: Any, kwargs: Any, out: tuple[Tensor, Tensor | None]
 ) -> None:
     """nn.MultiheadAttention; tokens come first in its functional form."""
     given = {**dict(zip(_MHA, args, strict=False)), **kwargs}
     query, key, value = given["query"], given["key"], given["value"]
-    in_proj, heads = given["in_proj_weight"], given["num_heads"]
+    in_proj = given["in_proj_weight"]
+    projections = [in_proj] * 3
+    if in_proj is None:
+        projections = [given[f"{letter}_proj_weight"] for letter in "qkv"]
     mask = given.get("attn_mask")
     if (
-        in_proj is None
-        or query.dim() != 3
+        query.dim() != 3
         or given.get("bias_k") is not None
         or given.get("add_zero_attn")
         or (mask is not None and mask.dim() != 2)
     ):
         raise UnsupportedOp(
             f"Multi-head attention {tracer.where()} has a channel rule only with a batch axis, "
-            "equal widths of query, key and value, no bias_k, bias_v or add_zero_attn, and a mask "
-            "of two axes at most."
+            "no bias_k, bias_v or add_zero_attn, and a mask of two axes at most."
         )
-    width = in_proj.shape[1]
+    width = given["out_proj_weight"].shape[1]
+    # its own width counts, which after pruning is not the module's number of heads times a head's
+    head_dim = kwargs.get("head_dim", width // given["num_heads"])
+    heads = width // head_dim
     streams = [tracer.channels(tensor, 2) for tensor in (query, key, value)]
-    rows = tracer.forest.fresh(3, heads, width // heads)
+    rows = tracer.forest.fresh(3, heads, head_dim)
     if tracer.attention == "none":
         tracer.freeze(rows, "attention=none")
     tied = rows.permute(1, 0, 2).flatten(1)
@@ -126,27 +131,34 @@ def _multi_head_attention(
     tracer.trace.head_labels.append(rows[0, :, 0])
     mixed = rows[2].flatten()
     out_labels = tracer.forest.fresh(given["out_proj_weight"].shape[0])
-    for stream in streams:  # one matrix reads all three
-        tracer.axis(in_proj, 1, stream)
-    tracer.axis(in_proj, 0, rows.flatten())
+    for weight, stream, part in zip(projections, streams, rows, strict=True):
+        tracer.axis(weight, 1, stream)  # where one matrix reads all three, it ties them
+        if in_proj is None:
+            tracer.axis(weight, 0, part.flatten())
+    if in_proj is not None:
+        tracer.axis(in_proj, 0, rows.flatten())
     tracer.axis(given["in_proj_bias"], 0, rows.flatten())
     tracer.axis(given["out_proj_weight"], 1, mixed)
     tracer.axis(given["out_proj_weight"], 0, out_labels)
     tracer.axis(given["out_proj_bias"], 0, out_labels)
     result = out[0]
     per_sample = [t.shape[0] * t.shape[1] // tracer.batch for t in (query, key, value)]
-    projections = [
-        _part(tracer, in_proj, stream, rows[part].flatten(), positions)
-        for part, (stream, positions) in enumerate(zip(streams, per_sample, strict=True))
-    ]
-    for operator, source in zip(projections, (query, key, value), strict=True):
+    sources = (query, key, value)
+    for number, source in enumerate(sources):
+        operator = _part(
+            tracer,
+            projections[number],
+            streams[number],
+            rows[number].flatten(),
+            per_sample[number],
+        )
         tracer.new_operator(operator, [source], result, "linear")
     attention = _part(tracer, None, rows[0].flatten(), mixed, per_sample[0] * key.shape[0])
     tracer.new_operator(attention, [query, key, value], result, "attention")
     projection = _part(tracer, given["out_proj_weight"], mixed, out_labels, per_sample[0])
     tracer.put(result, spread(out_labels, result.shape, 2))
     tracer.new_operator(projection, [result], result, "linear")
-    tracer.record_call("multi_head_attention_forward", value=float(width // heads))
+    tracer.record_call(func.__name__, value=float(head_dim))
     tracer.trace.replay_only = True
     if out[1] is not None:
         weights = tracer.forest.fresh(1).expand(out[1].shape)

@@ -68,6 +68,8 @@ def _move(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     outputs = list(out) if isinstance(out, (tuple, list)) else [out]
     before = tracer.channel_labels(x)
     after = _moved(name, func, args, kwargs, x, before)
+    if name in ("expand", "broadcast_to") and tracer.is_activation(x):
+        after = [_channels_of_one(tracer, x, after[0])]
     tokens = tracer.token_labels(x)
     moved_tokens = [None] * len(outputs)
     if tokens is not None:
@@ -90,8 +92,34 @@ def _move(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
             name,
             outputs=after,
             before=before,
+            open_axes=_open_axes(name, args, kwargs, after[0]),
             sources=_sources(name, func, args, kwargs, x, before) if name in _PICKS else {},
         )
+
+
+def _channels_of_one(tracer: Tracer, x: Tensor, labels: Tensor) -> Tensor:
+    """A map of one channel that is expanded to many gets a label for each of them.
+
+    Each copy can then go with the channel that it is added to or multiplied with.
+    """
+    axis = 1 if labels.dim() == 4 else labels.dim() - 1
+    is_one = x.dim() == labels.dim() and x.shape[axis] == 1 and labels.shape[axis] > 1
+    if not is_one or shrink(labels).numel() > 1:
+        return labels
+    return spread(tracer.forest.fresh(labels.shape[axis]), labels.shape, axis)
+
+
+def _open_axes(name: str, args: Any, kwargs: Any, labels: Tensor) -> tuple[int, ...]:
+    """Axes whose size the call leaves to torch, by -1 or by taking it from another tensor."""
+    if name in ("view_as", "reshape_as", "expand_as", "flip"):
+        return tuple(range(labels.dim()))
+    sizes = argument(args, kwargs, 2, "sizes") if name == "unflatten" else args[1:]
+    if name not in ("view", "reshape", "expand", "broadcast_to", "unflatten") or not sizes:
+        return ()
+    sizes = sizes[0] if isinstance(sizes[0], (tuple, list)) else sizes
+    start = argument(args, kwargs, 1, "dim") if name == "unflatten" else 0
+    start = start if start >= 0 else start + labels.dim() - len(sizes) + 1
+    return tuple(start + axis for axis, size in enumerate(sizes) if size == -1)
 
 
 _RESHAPES = frozenset(
@@ -211,11 +239,17 @@ def _pad(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None
         labels = spread(channel_labels, tuple(grown), axis)
         # modules that name their padding can be told the new numbers (networks.resnet.PadShortcut)
         end = len(channel_labels)
-        patch_attribute(tracer, "pad_before", channel_labels[:before])
-        patch_attribute(tracer, "pad_after", channel_labels[end - after : end])
+        is_named = [
+            patch_attribute(tracer, "pad_before", channel_labels[:before]),
+            patch_attribute(tracer, "pad_after", channel_labels[end - after : end]),
+        ]
         source = [-1] * before + list(range(end - before - after)) + [-1] * after
         tracer.record_call(
-            "pad", outputs=[labels], before=tracer.labels(x), sources={axis: tuple(source)}
+            "pad",
+            outputs=[labels],
+            before=tracer.labels(x),
+            sources={axis: tuple(source)},
+            open_axes=(axis,) if all(is_named) else (),
         )
     tracer.put(out, labels)
     tracer.same_node([out], x)

@@ -187,7 +187,10 @@ class Call:
         number: how many calls of functions in graphs.tracer.CORRECTED came before.
         function: normalised name of the function.
         outputs: for each output, the axes that carry units.
+        shapes: shape of each output when it was traced.
         picks: what is taken along an axis, where not everything is taken in order.
+        is_open: whether the network's code gives no number that the width changes, as far as
+            tracing can tell.
         value: channels of one head (multi_head_attention_forward), or the scale
             (scaled_dot_product_attention), 0 when not needed.
     """
@@ -195,7 +198,9 @@ class Call:
     number: int
     function: str
     outputs: tuple[tuple[AxisUnits, ...], ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
     picks: tuple[Pick, ...] = ()
+    is_open: bool = False
     value: float = 0.0
 
 
@@ -265,6 +270,11 @@ class NetworkGraph:
     def operator_by_name(self) -> dict[str, Operator]:
         """Operators by name."""
         return {operator.name: operator for operator in self.operators}
+
+    @property
+    def needs_replay(self) -> bool:
+        """Whether the network's own code may hold a number that the width changes."""
+        return self.replay_only or not all(call.is_open for call in self.calls)
 
     @functools.cached_property
     def fingerprint(self) -> str:

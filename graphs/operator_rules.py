@@ -28,6 +28,9 @@ def _conv(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> Non
             f"A convolution without batch axis {tracer.where()}; add the batch axis."
         )
     name = tracer.weight_name(weight, func.__name__)
+    roots = tracer.forest.roots(tracer.labels(x))
+    if any(axis > 1 for axis in varying_axes(roots)):
+        tracer.freeze(shrink(roots), f"{func.__name__} mixes channels {tracer.where()}")
     stride = argument(args, kwargs, 3, "stride", 1)
     stride = (
         (stride,) * rank
@@ -70,6 +73,8 @@ def _conv(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> Non
         patch_attribute(tracer, "out_channels", out_labels)
         if depthwise:
             patch_attribute(tracer, "groups", in_labels)
+    elif depthwise:  # the number of groups stands in the network's code
+        tracer.trace.replay_only = True
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -145,9 +150,9 @@ def _layer_norm(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) 
         tracer.axis(tensor, axis - normed[0], channel_labels)
     tracer.put(out, spread(channel_labels, out.shape, axis))
     tracer.same_node([out], x)
-    if len(shape) == 1:
-        patch_attribute(tracer, "normalized_shape", channel_labels, "tuple")
-    else:
+    if len(shape) > 1 or not patch_attribute(
+        tracer, "normalized_shape", channel_labels, "tuple"
+    ):
         tracer.trace.replay_only = True
 
 

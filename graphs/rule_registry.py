@@ -100,9 +100,11 @@ def tensor_arguments(value: Any) -> list[Tensor]:
     return []
 
 
-def patch_attribute(tracer: Tracer, attribute: str, labels: Tensor, form: str = "int") -> None:
-    """Record a module attribute that counts these channels, where the module has it."""
+def patch_attribute(tracer: Tracer, attribute: str, labels: Tensor, form: str = "int") -> bool:
+    """Record a module attribute that counts these channels; False where the module has none."""
     value = getattr(tracer.module, attribute, None)
     expected: Any = len(labels) if form == "int" else (len(labels),)
-    if value == expected and not isinstance(value, bool):
-        tracer.trace.patches.append((tracer.module_path, attribute, labels, form))
+    if value != expected or isinstance(value, bool):
+        return False
+    tracer.trace.patches.append((tracer.module_path, attribute, labels, form))
+    return True

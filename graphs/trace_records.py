@@ -48,6 +48,7 @@ class TracedCall:
     outputs: list[Tensor] = field(default_factory=list)
     before: Tensor | None = None
     sources: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    open_axes: tuple[int, ...] = ()
     value: float = 0.0
 
 

@@ -300,6 +300,7 @@ CORRECTED = frozenset(
     view reshape view_as reshape_as unflatten expand expand_as broadcast_to split
     split_with_sizes chunk tensor_split getitem narrow select index_select flip roll pad layer_norm
     rms_norm conv1d conv2d conv3d scaled_dot_product_attention multi_head_attention_forward
+    slim_multi_head_attention
     """.split()
 )
 """Functions whose numbers can depend on channels; pruning/replaying.py says how."""

@@ -8,6 +8,7 @@ recorded get the numbers of the slim width, all others run as they are.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class SlimCall:
     Attributes:
         function: normalised name of the function.
         sizes: for each output, the size of the axes that carry channels.
+        shapes: for each output, its whole shape as traced, but with these sizes.
         picks: positions to take along an axis of the input, in the slim input's own numbers.
         padding: zeros before and after, by axis.
         value: see `graphs.network_graph.Call`.
@@ -38,6 +40,7 @@ class SlimCall:
 
     function: str
     sizes: tuple[Mapping[int, int], ...]
+    shapes: tuple[tuple[int, ...], ...]
     picks: Mapping[int, Tensor]
     padding: Mapping[int, tuple[int, int]]
     value: float
@@ -61,6 +64,10 @@ def _slim_call(call: Call, kept: np.ndarray) -> SlimCall:
     sizes = tuple(
         {axis.axis: int(kept[list(axis.units)].sum()) for axis in output} for output in call.outputs
     )
+    shapes = tuple(
+        tuple(own.get(axis, size) for axis, size in enumerate(shape))
+        for shape, own in zip(call.shapes, sizes, strict=True)
+    )
     picks, padding = {}, {}
     for pick in call.picks:
         source = np.asarray(pick.source)
@@ -71,15 +78,22 @@ def _slim_call(call: Call, kept: np.ndarray) -> SlimCall:
         else:
             new_position = np.cumsum(kept[list(pick.units)]) - 1
             picks[pick.axis] = torch.from_numpy(new_position[source[left]])
-    return SlimCall(call.function, sizes, picks, padding, call.value)
+    return SlimCall(call.function, sizes, shapes, picks, padding, call.value)
 
 
 class CallsAtSlimWidth(TorchFunctionMode):
-    """Gives each recorded call its numbers; one object serves one forward pass."""
+    """Gives each recorded call its numbers; one object serves one forward pass.
 
-    def __init__(self, calls: Mapping[int, SlimCall]) -> None:
+    Args:
+        calls: the recorded calls by number.
+        batch_ratio: samples per sample that was traced; 0 when the inputs have other sizes than
+            when they were traced.
+    """
+
+    def __init__(self, calls: Mapping[int, SlimCall], batch_ratio: float) -> None:
         super().__init__()
         self._calls = calls
+        self._batch_ratio = batch_ratio
         self._number = 0
 
     def __torch_function__(
@@ -106,30 +120,38 @@ class CallsAtSlimWidth(TorchFunctionMode):
                 "code changed with the input or the mode. Trace it on such an input, or remove the "
                 "channel numbers from its code."
             )
-        return _HANDLERS[name](func, args, kwargs, call)
+        return _HANDLERS[name](func, args, kwargs, call, self._batch_ratio)
 
 
-def _reshape(func: Any, args: Any, kwargs: Any, call: SlimCall) -> Tensor:
+def _reshape(func: Any, args: Any, kwargs: Any, call: SlimCall, batch_ratio: float) -> Tensor:
     x = argument(args, kwargs, 0, "input")
-    wanted = args[1:] if len(args) > 1 else next(iter(kwargs.values()))
-    if len(wanted) == 1 and not isinstance(wanted[0], int):
-        wanted = wanted[0].shape if isinstance(wanted[0], Tensor) else wanted[0]
-    sizes = list(wanted)
-    for axis, size in call.sizes[0].items():
-        sizes[axis] = size
-    expands = call.function in ("expand", "expand_as", "broadcast_to")
-    return x.expand(sizes) if expands else x.reshape(sizes)
+    if call.function == "unflatten":
+        axis = argument(args, kwargs, 1, "dim") % x.dim()
+        wanted = [*x.shape[:axis], *argument(args, kwargs, 2, "sizes"), *x.shape[axis + 1 :]]
+    else:
+        wanted = args[1:] if len(args) > 1 else next(iter(kwargs.values()))
+        if len(wanted) == 1 and not isinstance(wanted[0], int):
+            wanted = wanted[0].shape if isinstance(wanted[0], Tensor) else wanted[0]
+    sizes = [call.sizes[0].get(axis, size) for axis, size in enumerate(wanted)]
+    if call.function in ("expand", "expand_as", "broadcast_to"):
+        return x.expand(sizes)
+    # other sizes may have been worked out from channels too (C // heads): those of the trace hold,
+    # but where the batch is folded in
+    traced = [
+        size if size in (-1, known) or size == known * batch_ratio else known
+        for size, known in zip(sizes, call.shapes[0], strict=True)
+    ]
+    options = [traced, sizes] if batch_ratio else [sizes, traced]
+    fitting = next((option for option in options if _fits(x, option)), sizes)
+    return x.reshape(fitting)
 
 
-def _unflatten(func: Any, args: Any, kwargs: Any, call: SlimCall) -> Tensor:
-    x, axis = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "dim") % args[0].dim()
-    sizes = [*x.shape[:axis], *argument(args, kwargs, 2, "sizes"), *x.shape[axis + 1 :]]
-    for position, size in call.sizes[0].items():
-        sizes[position] = size
-    return x.reshape(sizes)
+def _fits(x: Tensor, sizes: list[int]) -> bool:
+    known = math.prod(size for size in sizes if size != -1)
+    return known > 0 and (x.numel() % known == 0 if -1 in sizes else x.numel() == known)
 
 
-def _split(func: Any, args: Any, kwargs: Any, call: SlimCall) -> Any:
+def _split(func: Any, args: Any, kwargs: Any, call: SlimCall, _: float) -> Any:
     x, axis = argument(args, kwargs, 0, "input"), argument(args, kwargs, 2, "dim", 0)
     axis %= x.dim()
     if axis not in call.sizes[0]:
@@ -137,7 +159,7 @@ def _split(func: Any, args: Any, kwargs: Any, call: SlimCall) -> Any:
     return torch.split(x, [sizes[axis] for sizes in call.sizes], axis)
 
 
-def _getitem(func: Any, args: Any, kwargs: Any, call: SlimCall) -> Tensor:
+def _getitem(func: Any, args: Any, kwargs: Any, call: SlimCall, _: float) -> Tensor:
     x, index = args
     index = list(index) if isinstance(index, tuple) else [index]
     taken = sum(_axes_taken(entry) for entry in index if entry is not Ellipsis)
@@ -162,7 +184,7 @@ def _axes_taken(entry: Any) -> int:
     return entry.dim() if isinstance(entry, Tensor) and entry.dtype == torch.bool else 1
 
 
-def _pick(func: Any, args: Any, kwargs: Any, call: SlimCall) -> Tensor:
+def _pick(func: Any, args: Any, kwargs: Any, call: SlimCall, _: float) -> Tensor:
     """narrow, index_select, select: all that is taken lies along one axis."""
     if not call.picks:
         return func(*args, **kwargs)
@@ -171,14 +193,14 @@ def _pick(func: Any, args: Any, kwargs: Any, call: SlimCall) -> Tensor:
     return picked.squeeze(axis) if call.function == "select" else picked
 
 
-def _flip(func: Any, args: Any, kwargs: Any, call: SlimCall) -> Tensor:
+def _flip(func: Any, args: Any, kwargs: Any, call: SlimCall, _: float) -> Tensor:
     x = argument(args, kwargs, 0, "input")
     axes = args[1:] if len(args) > 1 else kwargs["dims"]
     axes = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
     return _permuted(x, call).flip([axis for axis in axes if axis % x.dim() not in call.picks])
 
 
-def _roll(func: Any, args: Any, kwargs: Any, call: SlimCall) -> Tensor:
+def _roll(func: Any, args: Any, kwargs: Any, call: SlimCall, _: float) -> Tensor:
     x, shifts = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "shifts")
     axes = argument(args, kwargs, 2, "dims")
     pairs = [(shifts, axes)] if isinstance(shifts, int) else list(zip(shifts, axes, strict=True))
@@ -193,7 +215,7 @@ def _permuted(x: Tensor, call: SlimCall) -> Tensor:
     return x
 
 
-def _pad(func: Any, args: Any, kwargs: Any, call: SlimCall) -> Tensor:
+def _pad(func: Any, args: Any, kwargs: Any, call: SlimCall, _: float) -> Tensor:
     x, pad = argument(args, kwargs, 0, "input"), list(argument(args, kwargs, 1, "pad"))
     for axis, zeros in call.padding.items():
         number = x.dim() - 1 - axis
@@ -225,7 +247,7 @@ def _attention(func: Any, args: Any, kwargs: Any, call: SlimCall | None) -> Tens
 def _multi_head(func: Any, args: Any, kwargs: Any, call: SlimCall | None) -> Any:
     if call is None:
         return func(*args, **kwargs)
-    return slim_multi_head_attention(*args, head_dim=round(call.value), **kwargs)
+    return slim_multi_head_attention(*args, **{**kwargs, "head_dim": round(call.value)})
 
 
 _ALWAYS: dict[str, Callable[..., Any]] = {
@@ -236,14 +258,14 @@ _ALWAYS: dict[str, Callable[..., Any]] = {
     "conv3d": _conv,
     "scaled_dot_product_attention": _attention,
     "multi_head_attention_forward": _multi_head,
+    "slim_multi_head_attention": _multi_head,
 }
 _HANDLERS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(
-        "view reshape view_as reshape_as expand expand_as broadcast_to".split(), _reshape
+        "view reshape view_as reshape_as unflatten expand expand_as broadcast_to".split(), _reshape
     ),
     **dict.fromkeys("split split_with_sizes chunk tensor_split".split(), _split),
     **dict.fromkeys("narrow select index_select".split(), _pick),
-    "unflatten": _unflatten,
     "getitem": _getitem,
     "flip": _flip,
     "roll": _roll,
@@ -251,30 +273,56 @@ _HANDLERS: dict[str, Callable[..., Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class Replay:
+    """What a replayed network carries: its calls, and the shapes of the inputs it was traced on."""
+
+    calls: Mapping[int, SlimCall]
+    input_shapes: tuple[tuple[int, ...], ...]
+
+    def mode(self, inputs: tuple[Any, ...]) -> CallsAtSlimWidth:
+        """The mode of one forward pass."""
+        shapes = [tuple(value.shape) for value in inputs if isinstance(value, Tensor)]
+        alike = len(shapes) == len(self.input_shapes) and all(
+            found[1:] == traced[1:]
+            for found, traced in zip(shapes, self.input_shapes, strict=True)
+        )
+        ratio = shapes[0][0] / self.input_shapes[0][0] if alike else 0.0
+        return CallsAtSlimWidth(self.calls, ratio)
+
+
 @functools.lru_cache(maxsize=None)
 def replayed_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """A subclass whose forward runs at the slim width; state-dict names stay what they are."""
+    """A subclass whose forward runs at the slim width; state-dict names stay what they are.
+
+    A network that is pruned twice has two of them, each with a record of its own.
+    """
+    depth = getattr(cls, "replay_depth", 0) + 1
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with CallsAtSlimWidth(self.slim_calls):
+        with getattr(self, f"replay_{depth}").mode((*args, *kwargs.values())):
             return cls.forward(self, *args, **kwargs)
 
-    return type(f"Replayed{cls.__name__}", (cls,), {"forward": forward, "__doc__": cls.__doc__})
+    members = {"forward": forward, "__doc__": cls.__doc__, "replay_depth": depth}
+    return type(f"Replayed{cls.__name__}", (cls,), members)
 
 
 @contextmanager
-def replayed(network: nn.Module, calls: Mapping[int, SlimCall]) -> Iterator[None]:
-    """Run a network at the slim width for the length of a `with` block; copies of it keep that."""
+def replayed(network: nn.Module, graph: NetworkGraph, mask: np.ndarray) -> Iterator[None]:
+    """Run a network at the slim width for the length of a `with` block; copies of it keep that.
+
+    Args:
+        network: the network, with slim tensors.
+        graph: its trace.
+        mask: True for kept units, shape (num_units,).
+    """
     cls = type(network)
-    network.__class__ = replayed_class(cls)
-    network.slim_calls = calls  # type: ignore[assignment]
+    slim = replayed_class(cls)
+    attribute = f"replay_{slim.replay_depth}"
+    network.__class__ = slim
+    setattr(network, attribute, Replay(slim_calls(graph, mask), graph.input_shapes))
     try:
         yield
     finally:
         network.__class__ = cls
-        del network.slim_calls
-
-
-def is_replayed(network: nn.Module) -> bool:
-    """Whether a slim network runs by replaying."""
-    return hasattr(network, "slim_calls")
+        delattr(network, attribute)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 
 def slim_multi_head_attention(
@@ -13,7 +16,7 @@ def slim_multi_head_attention(
     value: Tensor,
     embed_dim_to_check: int,
     num_heads: int,
-    in_proj_weight: Tensor,
+    in_proj_weight: Tensor | None,
     in_proj_bias: Tensor | None,
     bias_k: Tensor | None,
     bias_v: Tensor | None,
@@ -39,7 +42,7 @@ def slim_multi_head_attention(
     """What torch.nn.functional.multi_head_attention_forward computes, heads counted by the weights.
 
     The arguments are those of torch's function, which refuses weights whose shape is not that of
-    the full width. Cases that tracing refuses (bias_k, separate projections) are not computed here.
+    the full width. Cases that tracing refuses (bias_k, add_zero_attn) are not computed here.
 
     Args:
         query: (target tokens, B, channels).
@@ -47,7 +50,7 @@ def slim_multi_head_attention(
         value: (source tokens, B, channels).
         embed_dim_to_check: ignored.
         num_heads: ignored; counted from the weights.
-        in_proj_weight: (3 * heads * head_dim, channels), queries first.
+        in_proj_weight: (3 * heads * head_dim, channels), queries first, or None.
         in_proj_bias: (3 * heads * head_dim,) or None.
         bias_k: None.
         bias_v: None.
@@ -59,10 +62,10 @@ def slim_multi_head_attention(
         key_padding_mask: (B, source tokens); True, or minus infinity, is left out.
         need_weights: whether the attention weights are returned.
         attn_mask: (target tokens, source tokens); True, or minus infinity, is left out.
-        use_separate_proj_weight: False.
-        q_proj_weight: None.
-        k_proj_weight: None.
-        v_proj_weight: None.
+        use_separate_proj_weight: ignored; told by `in_proj_weight`.
+        q_proj_weight: (heads * head_dim, channels of queries), without `in_proj_weight`.
+        k_proj_weight: (heads * head_dim, channels of keys), without `in_proj_weight`.
+        v_proj_weight: (heads * head_dim, channels of values), without `in_proj_weight`.
         static_k: None.
         static_v: None.
         average_attn_weights: whether the returned weights are the mean over heads.
@@ -72,8 +75,22 @@ def slim_multi_head_attention(
     Returns:
         The output (target tokens, B, channels out) and the weights, or None.
     """
-    rows = in_proj_weight.shape[0] // 3
-    weights = in_proj_weight.split(rows)
+    tensors = (query, key, value, out_proj_weight)
+    if has_torch_function(tensors):  # a network that was pruned before can be traced again
+        return handle_torch_function(  # type: ignore[no-any-return]
+            slim_multi_head_attention, tensors, query, key, value, embed_dim_to_check, num_heads,
+            in_proj_weight, in_proj_bias, bias_k, bias_v, add_zero_attn, dropout_p,
+            out_proj_weight, out_proj_bias, training=training, key_padding_mask=key_padding_mask,
+            need_weights=need_weights, attn_mask=attn_mask,
+            use_separate_proj_weight=use_separate_proj_weight, q_proj_weight=q_proj_weight,
+            k_proj_weight=k_proj_weight, v_proj_weight=v_proj_weight, static_k=static_k,
+            static_v=static_v, average_attn_weights=average_attn_weights, is_causal=is_causal,
+            head_dim=head_dim,
+        )  # fmt: skip
+    rows = out_proj_weight.shape[1]
+    weights: tuple[Any, ...] = (q_proj_weight, k_proj_weight, v_proj_weight)
+    if in_proj_weight is not None:
+        weights = in_proj_weight.split(rows)
     biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.split(rows)
     # each (B, heads, tokens, head_dim)
     q, k, v = (

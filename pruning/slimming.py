@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from graphs.network_graph import NetworkGraph
 from pruning.keep_set import KeepSet
-from pruning.replaying import replayed, slim_calls
+from pruning.replaying import replayed
 
 
 EXECUTORS = ("auto", "swap", "replay")
@@ -65,10 +65,13 @@ class Slimmer:
         self.graph = graph
         self.executor = executor
         if executor == "auto":
-            self.executor = "replay" if graph.replay_only else "swap"
+            self.executor = "replay" if graph.needs_replay else "swap"
         self._is_applied = False
         modules = dict(network.named_modules())
         self._locations = _tensor_locations(network)
+        self._buffers = {
+            name for name, [(_, kind, _), *_] in self._locations.items() if kind == "_buffers"
+        }
         missing = {s.tensor for s in graph.slices} - set(self._locations)
         if missing:
             raise ValueError(
@@ -114,14 +117,18 @@ class Slimmer:
 
         Args:
             keep: the channels that stay.
-            copy: give every parameter and buffer storage of its own, so that it may be written
-                (batch-norm statistics,
-                training). Without it, tensors that lose nothing are the base tensors.
+            copy: give every parameter storage of its own, so that it may be written (training).
+                Without it, parameters that lose nothing are the base tensors; writing to one is an
+                error at the end of the block. Buffers, such as batch-norm statistics, are always
+                the slim network's own.
             overlay: full-width tensors by state-dict name, used in place of the base tensors
                 (masked weights).
 
         Yields:
             The user's own module, slim.
+
+        Raises:
+            RuntimeError: a keep-set is applied already, or a base tensor was written.
         """
         overlay = overlay or {}
         self._check_overlay(overlay)
@@ -134,7 +141,8 @@ class Slimmer:
                 if index is not None:
                     tensor = tensor.index_select(axis, index)
             shared = tensor is base or tensor is overlay.get(name)
-            return tensor.clone() if copy and shared else tensor
+            # batch norms write their buffers in training mode, which is easily forgotten
+            return tensor.clone() if shared and (copy or name in self._buffers) else tensor
 
         attributes = []
         for (module, patch), key in zip(self._patches, self._patch_keys, strict=True):
@@ -145,10 +153,10 @@ class Slimmer:
                     (module, patch.attribute, value if patch.form == "int" else (value,))
                 )
         with ExitStack() as stack:
-            names = None if copy else {*overlay, *self._axes}
+            names = None if copy else {*overlay, *self._axes, *self._buffers}
             stack.enter_context(self._swapped(make, names, attributes))
             if self.executor == "replay" and not keep.is_full:
-                stack.enter_context(replayed(self.network, slim_calls(self.graph, keep.mask)))
+                stack.enter_context(replayed(self.network, self.graph, keep.mask))
             yield self.network
 
     @contextmanager
