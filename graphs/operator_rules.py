@@ -28,9 +28,10 @@ def _conv(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> Non
             f"A convolution without batch axis {tracer.where()}; add the batch axis."
         )
     name = tracer.weight_name(weight, func.__name__)
-    roots = tracer.forest.roots(tracer.labels(x))
-    if any(axis > 1 for axis in varying_axes(roots)):
-        tracer.freeze(shrink(roots), f"{func.__name__} mixes channels {tracer.where()}")
+    across = tracer.labels(x)
+    varying = varying_axes(tracer.forest.roots(across))
+    if varying and 1 not in varying:
+        tracer.freeze(shrink(across), f"{func.__name__} mixes channels {tracer.where()}")
     stride = argument(args, kwargs, 3, "stride", 1)
     stride = (
         (stride,) * rank

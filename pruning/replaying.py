@@ -8,8 +8,9 @@ recorded get the numbers of the slim width, all others run as they are.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -86,14 +87,13 @@ class CallsAtSlimWidth(TorchFunctionMode):
 
     Args:
         calls: the recorded calls by number.
-        batch_ratio: samples per sample that was traced; 0 when the inputs have other sizes than
-            when they were traced.
+        alike: whether the inputs have the sizes of those that were traced, but for the batch.
     """
 
-    def __init__(self, calls: Mapping[int, SlimCall], batch_ratio: float) -> None:
+    def __init__(self, calls: Mapping[int, SlimCall], alike: bool) -> None:
         super().__init__()
         self._calls = calls
-        self._batch_ratio = batch_ratio
+        self._alike = alike
         self._number = 0
 
     def __torch_function__(
@@ -120,10 +120,10 @@ class CallsAtSlimWidth(TorchFunctionMode):
                 "code changed with the input or the mode. Trace it on such an input, or remove the "
                 "channel numbers from its code."
             )
-        return _HANDLERS[name](func, args, kwargs, call, self._batch_ratio)
+        return _HANDLERS[name](func, args, kwargs, call, self._alike)
 
 
-def _reshape(func: Any, args: Any, kwargs: Any, call: SlimCall, batch_ratio: float) -> Tensor:
+def _reshape(func: Any, args: Any, kwargs: Any, call: SlimCall, alike: bool) -> Tensor:
     x = argument(args, kwargs, 0, "input")
     if call.function == "unflatten":
         axis = argument(args, kwargs, 1, "dim") % x.dim()
@@ -137,21 +137,20 @@ def _reshape(func: Any, args: Any, kwargs: Any, call: SlimCall, batch_ratio: flo
         return x.expand(sizes)
     # other sizes may have been worked out from channels too (C // heads): those of the trace hold,
     # but where the batch is folded in
-    traced = [
-        size if size in (-1, known) or size == known * batch_ratio else known
+    choices = [
+        [size] if size in (-1, known) else [known, size] if alike else [size, known]
         for size, known in zip(sizes, call.shapes[0], strict=True)
     ]
-    options = [traced, sizes] if batch_ratio else [sizes, traced]
-    fitting = next((option for option in options if _fits(x, option)), sizes)
-    return x.reshape(fitting)
+    options = itertools.product(*choices)
+    return x.reshape(next((option for option in options if _fits(x, option)), sizes))
 
 
-def _fits(x: Tensor, sizes: list[int]) -> bool:
+def _fits(x: Tensor, sizes: Sequence[int]) -> bool:
     known = math.prod(size for size in sizes if size != -1)
     return known > 0 and (x.numel() % known == 0 if -1 in sizes else x.numel() == known)
 
 
-def _split(func: Any, args: Any, kwargs: Any, call: SlimCall, _: float) -> Any:
+def _split(func: Any, args: Any, kwargs: Any, call: SlimCall, _: bool) -> Any:
     x, axis = argument(args, kwargs, 0, "input"), argument(args, kwargs, 2, "dim", 0)
     axis %= x.dim()
     if axis not in call.sizes[0]:
@@ -159,7 +158,7 @@ def _split(func: Any, args: Any, kwargs: Any, call: SlimCall, _: float) -> Any:
     return torch.split(x, [sizes[axis] for sizes in call.sizes], axis)
 
 
-def _getitem(func: Any, args: Any, kwargs: Any, call: SlimCall, _: float) -> Tensor:
+def _getitem(func: Any, args: Any, kwargs: Any, call: SlimCall, _: bool) -> Tensor:
     x, index = args
     index = list(index) if isinstance(index, tuple) else [index]
     taken = sum(_axes_taken(entry) for entry in index if entry is not Ellipsis)
@@ -184,7 +183,7 @@ def _axes_taken(entry: Any) -> int:
     return entry.dim() if isinstance(entry, Tensor) and entry.dtype == torch.bool else 1
 
 
-def _pick(func: Any, args: Any, kwargs: Any, call: SlimCall, _: float) -> Tensor:
+def _pick(func: Any, args: Any, kwargs: Any, call: SlimCall, _: bool) -> Tensor:
     """narrow, index_select, select: all that is taken lies along one axis."""
     if not call.picks:
         return func(*args, **kwargs)
@@ -193,14 +192,14 @@ def _pick(func: Any, args: Any, kwargs: Any, call: SlimCall, _: float) -> Tensor
     return picked.squeeze(axis) if call.function == "select" else picked
 
 
-def _flip(func: Any, args: Any, kwargs: Any, call: SlimCall, _: float) -> Tensor:
+def _flip(func: Any, args: Any, kwargs: Any, call: SlimCall, _: bool) -> Tensor:
     x = argument(args, kwargs, 0, "input")
     axes = args[1:] if len(args) > 1 else kwargs["dims"]
     axes = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
     return _permuted(x, call).flip([axis for axis in axes if axis % x.dim() not in call.picks])
 
 
-def _roll(func: Any, args: Any, kwargs: Any, call: SlimCall, _: float) -> Tensor:
+def _roll(func: Any, args: Any, kwargs: Any, call: SlimCall, _: bool) -> Tensor:
     x, shifts = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "shifts")
     axes = argument(args, kwargs, 2, "dims")
     pairs = [(shifts, axes)] if isinstance(shifts, int) else list(zip(shifts, axes, strict=True))
@@ -215,7 +214,7 @@ def _permuted(x: Tensor, call: SlimCall) -> Tensor:
     return x
 
 
-def _pad(func: Any, args: Any, kwargs: Any, call: SlimCall, _: float) -> Tensor:
+def _pad(func: Any, args: Any, kwargs: Any, call: SlimCall, _: bool) -> Tensor:
     x, pad = argument(args, kwargs, 0, "input"), list(argument(args, kwargs, 1, "pad"))
     for axis, zeros in call.padding.items():
         number = x.dim() - 1 - axis
@@ -287,8 +286,7 @@ class Replay:
             found[1:] == traced[1:]
             for found, traced in zip(shapes, self.input_shapes, strict=True)
         )
-        ratio = shapes[0][0] / self.input_shapes[0][0] if alike else 0.0
-        return CallsAtSlimWidth(self.calls, ratio)
+        return CallsAtSlimWidth(self.calls, alike)
 
 
 @functools.lru_cache(maxsize=None)
