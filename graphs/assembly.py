@@ -31,6 +31,15 @@ if TYPE_CHECKING:
     from graphs.trace_records import Trace, TracedCall
 
 
+RESIZED = frozenset(
+    """
+    view reshape view_as reshape_as unflatten expand expand_as broadcast_to split
+    split_with_sizes chunk tensor_split
+    """.split()
+)
+"""Functions that are given sizes."""
+
+
 def assemble(
     network: nn.Module,
     trace: Trace,
@@ -179,12 +188,15 @@ def _call(
             for axis in outputs[0]
             if axis.axis == pick.axis
         ]
-    if not any(outputs) and not picks and not traced.value:
+    resizes = traced.function in RESIZED and any(outputs)
+    if not resizes and not picks and not traced.value:
         return None
     shapes = tuple(tuple(labels.shape) for labels in traced.outputs)
     is_open = not traced.value and (
-        all(axis.axis in traced.open_axes for output in outputs for axis in output)
-        and all(pick.axis in traced.open_axes for pick in picks)
+        (
+            all(axis.axis in traced.open_axes for output in outputs for axis in output)
+            and all(pick.axis in traced.open_axes for pick in picks)
+        )
         or (traced.function == "chunk" and len(set(outputs)) == 1)
     )
     return Call(
@@ -210,6 +222,7 @@ def _line(
     """Unit of each position along one axis, at the start of all others."""
     line = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)[:, 0]
     return units(_roots(trace, line))
+
 
 def _any_unit(units: tuple[int, ...]) -> bool:
     return any(unit != FROZEN for unit in units)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ def _move(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     if name in ("expand", "broadcast_to") and tracer.is_activation(x):
         after = [_channels_of_one(tracer, x, after[0])]
     tokens = tracer.token_labels(x)
-    moved_tokens = [None] * len(outputs)
+    moved_tokens: Sequence[Tensor | None] = [None] * len(outputs)
     if tokens is not None:
         moved_tokens = _moved(name, func, args, kwargs, x, tokens)
     for tensor, labels, token_labels in zip(outputs, after, moved_tokens, strict=True):

@@ -151,9 +151,7 @@ def _layer_norm(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) 
         tracer.axis(tensor, axis - normed[0], channel_labels)
     tracer.put(out, spread(channel_labels, out.shape, axis))
     tracer.same_node([out], x)
-    if len(shape) > 1 or not patch_attribute(
-        tracer, "normalized_shape", channel_labels, "tuple"
-    ):
+    if len(shape) > 1 or not patch_attribute(tracer, "normalized_shape", channel_labels, "tuple"):
         tracer.trace.replay_only = True
 
 

@@ -125,8 +125,11 @@ def _einsum(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> N
         "two operands of which every axis is in the result or in both."
     )
     letters = set(inputs) - {","}
-    if len(terms) != 2 or not result or "." in equation or any(
-        len(set(term)) != len(term) for term in (*terms, result)
+    if (
+        len(terms) != 2
+        or not result
+        or "." in equation
+        or any(len(set(term)) != len(term) for term in (*terms, result))
     ):
         raise refusal
     (first, second), (a, b) = terms, operands
@@ -222,4 +225,3 @@ def _contract(
     )
     tracer.new_operator(operator, operands, out, "attention")
     return result.expand(*batch, left.shape[1], right.shape[2])
-

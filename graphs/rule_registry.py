@@ -64,7 +64,7 @@ def _key(target: Any) -> str:
     return class_key(target) if isinstance(target, type) else function_name(target)
 
 
-_OPERATORS = {"add", "sub", "mul", "truediv", "pow", "floordiv", "mod", "and", "or", "xor", "matmul"}
+_OPERATORS = frozenset("add sub mul truediv pow floordiv mod and or xor matmul".split())
 
 
 def function_name(func: Callable[..., Any]) -> str:

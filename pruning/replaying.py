@@ -7,7 +7,6 @@ recorded get the numbers of the slim width, all others run as they are.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -127,7 +126,11 @@ def _reshape(func: Any, args: Any, kwargs: Any, call: SlimCall, alike: bool) -> 
     x = argument(args, kwargs, 0, "input")
     if call.function == "unflatten":
         axis = argument(args, kwargs, 1, "dim") % x.dim()
-        wanted = [*x.shape[:axis], *argument(args, kwargs, 2, "sizes"), *x.shape[axis + 1 :]]
+        wanted: Sequence[Any] = [
+            *x.shape[:axis],
+            *argument(args, kwargs, 2, "sizes"),
+            *x.shape[axis + 1 :],
+        ]
     else:
         wanted = args[1:] if len(args) > 1 else next(iter(kwargs.values()))
         if len(wanted) == 1 and not isinstance(wanted[0], int):
@@ -283,18 +286,21 @@ class Replay:
         """The mode of one forward pass."""
         shapes = [tuple(value.shape) for value in inputs if isinstance(value, Tensor)]
         alike = len(shapes) == len(self.input_shapes) and all(
-            found[1:] == traced[1:]
-            for found, traced in zip(shapes, self.input_shapes, strict=True)
+            found[1:] == traced[1:] for found, traced in zip(shapes, self.input_shapes, strict=True)
         )
         return CallsAtSlimWidth(self.calls, alike)
 
 
-@functools.lru_cache(maxsize=None)
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
 def replayed_class(cls: type[nn.Module]) -> type[nn.Module]:
     """A subclass whose forward runs at the slim width; state-dict names stay what they are.
 
     A network that is pruned twice has two of them, each with a record of its own.
     """
+    if cls in _CLASSES:
+        return _CLASSES[cls]
     depth = getattr(cls, "replay_depth", 0) + 1
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -302,7 +308,8 @@ def replayed_class(cls: type[nn.Module]) -> type[nn.Module]:
             return cls.forward(self, *args, **kwargs)
 
     members = {"forward": forward, "__doc__": cls.__doc__, "replay_depth": depth}
-    return type(f"Replayed{cls.__name__}", (cls,), members)
+    _CLASSES[cls] = type(f"Replayed{cls.__name__}", (cls,), members)
+    return _CLASSES[cls]
 
 
 @contextmanager
@@ -316,7 +323,7 @@ def replayed(network: nn.Module, graph: NetworkGraph, mask: np.ndarray) -> Itera
     """
     cls = type(network)
     slim = replayed_class(cls)
-    attribute = f"replay_{slim.replay_depth}"
+    attribute = f"replay_{vars(slim)['replay_depth']}"
     network.__class__ = slim
     setattr(network, attribute, Replay(slim_calls(graph, mask), graph.input_shapes))
     try:

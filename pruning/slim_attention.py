@@ -77,7 +77,7 @@ def slim_multi_head_attention(
     """
     tensors = (query, key, value, out_proj_weight)
     if has_torch_function(tensors):  # a network that was pruned before can be traced again
-        return handle_torch_function(  # type: ignore[no-any-return]
+        return handle_torch_function(
             slim_multi_head_attention, tensors, query, key, value, embed_dim_to_check, num_heads,
             in_proj_weight, in_proj_bias, bias_k, bias_v, add_zero_attn, dropout_p,
             out_proj_weight, out_proj_bias, training=training, key_padding_mask=key_padding_mask,

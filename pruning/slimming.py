@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from graphs.network_graph import NetworkGraph
 from pruning.keep_set import KeepSet
+from pruning.masked_norms import MaskedNorms
 from pruning.replaying import replayed
-
 
 EXECUTORS = ("auto", "swap", "replay")
 
@@ -100,6 +99,10 @@ class Slimmer:
                 (axis_slice.axis, keys[axis_slice.units])
             )
         self._patch_keys = [keys[p.units] for p in graph.patches]
+        self._base = [
+            (name, getattr(module, kind)[local])
+            for name, [(module, kind, local), *_] in self._locations.items()
+        ]
         if verify:
             try:
                 self.verify()
@@ -155,6 +158,7 @@ class Slimmer:
         with ExitStack() as stack:
             names = None if copy else {*overlay, *self._axes, *self._buffers}
             stack.enter_context(self._swapped(make, names, attributes))
+            stack.enter_context(self._unwritten())
             if self.executor == "replay" and not keep.is_full:
                 stack.enter_context(replayed(self.network, self.graph, keep.mask))
             yield self.network
@@ -190,7 +194,7 @@ class Slimmer:
                 for module, table, local in self._locations[name]
                 if (tensor := getattr(module, table)[local]) is not None
             }
-            with _MaskedNorms(masks):
+            with MaskedNorms(masks):
                 yield self.network
 
     def materialize(
@@ -230,7 +234,7 @@ class Slimmer:
         worst = 0.0
         try:
             for _ in range(num_keep_sets):
-                keep = KeepSet.random(self.graph, rng)
+                keep = _removing_everywhere(self.graph, KeepSet.random(self.graph, rng))
                 worst = max(worst, self._difference(keep, inputs))
         finally:
             for module, training in modes.items():
@@ -284,6 +288,24 @@ class Slimmer:
         return indices
 
     @contextmanager
+    def _unwritten(self) -> Iterator[None]:
+        """Refuse to end a block in which a base tensor was written.
+
+        Raises:
+            RuntimeError: one was; its values are lost.
+        """
+        before = [
+            (name, base, base._version) for name, base in self._base if not base.is_inference()
+        ]
+        yield
+        for name, base, version in before:
+            if base._version != version:
+                raise RuntimeError(
+                    f"{name!r} of the unpruned network was written while a keep-set was applied. "
+                    "Train inside applied(keep, copy=True), or train what materialize(keep) gives."
+                )
+
+    @contextmanager
     def _swapped(
         self,
         make: Callable[[str, Tensor], Tensor],
@@ -322,63 +344,17 @@ class Slimmer:
             self._is_applied = False
 
 
-_NORM_ARGUMENTS = {
-    "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
-    "rms_norm": ("input", "normalized_shape", "weight", "eps"),
-    "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
-}
-
-
-class _MaskedNorms(TorchFunctionMode):
-    """Layer and group norms whose statistics leave out masked channels."""
-
-    def __init__(self, masks: Mapping[int, Tensor]) -> None:
-        super().__init__()
-        self._masks = masks
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name not in _NORM_ARGUMENTS:
-            return func(*args, **kwargs)
-        keys = _NORM_ARGUMENTS[name]
-        values = {
-            "bias": None,
-            "weight": None,
-            "eps": None if name == "rms_norm" else 1e-5,
-            **dict(zip(keys, args, strict=False)),
-            **kwargs,
-        }
-        mask = self._masks.get(id(values["weight"]))
-        if mask is None or bool(mask.all()):
-            return func(*args, **kwargs)
-        x, weight = values["input"], values["weight"]
-        mask = mask.to(x.device, x.dtype)
-        if name == "group_norm":
-            shape = [1, -1] + [1] * (x.dim() - 2)
-            mask, weight = mask.reshape(shape), weight.reshape(shape)
-            blocks = x.reshape(x.shape[0], values["num_groups"], -1)
-            weights = mask.expand(x.shape).reshape(blocks.shape)
-            axes: tuple[int, ...] = (2,)
-        else:
-            blocks, weights = x, mask.expand(x.shape)
-            axes = tuple(range(x.dim() - weight.dim(), x.dim()))
-            shape = list(weight.shape)
-        count = weights.sum(axes, keepdim=True)
-        mean = (blocks * weights).sum(axes, keepdim=True) / count
-        if name == "rms_norm":
-            mean = torch.zeros_like(mean)
-        centred = (blocks - mean) * weights
-        variance = centred.square().sum(axes, keepdim=True) / count
-        eps = torch.finfo(x.dtype).eps if values["eps"] is None else values["eps"]
-        normed = (centred / (variance + eps).sqrt()).reshape(x.shape) * weight
-        return normed if values["bias"] is None else normed + values["bias"].reshape(shape)
+def _removing_everywhere(graph: NetworkGraph, keep: KeepSet) -> KeepSet:
+    """The keep-set with the groups that lose nothing cut to their fewest channels."""
+    counts = {
+        group.name: group.min_keep
+        for group, count in zip(graph.groups, keep.counts, strict=True)
+        if count == group.size
+    }
+    kept = {group.name: keep.kept(group.name).tolist() for group in graph.groups}
+    for name, count in counts.items():
+        kept[name] = kept[name][:count]
+    return KeepSet.from_indices(graph, kept)
 
 
 def _tensor_locations(network: nn.Module) -> dict[str, list[tuple[nn.Module, str, str]]]:

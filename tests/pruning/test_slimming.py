@@ -295,3 +295,17 @@ def test_a_copy_never_shares_an_overlay():
     with slimmer.applied(KeepSet.full(slimmer.graph), copy=True, overlay=overlay) as slim:
         slim.a[0].weight.data.fill_(1.0)
     assert not overlay["a.0.weight"].any()
+
+
+def test_writing_the_unpruned_networks_weights_is_an_error():
+    network, inputs = build("Residual")
+    slimmer = Slimmer(network, trace_network(network, inputs))
+    keep = KeepSet.from_indices(slimmer.graph, {"a.0": [0, 1]})  # stem.0 stays whole: a base tensor
+    with (
+        pytest.raises(RuntimeError, match=r"'stem\.0\.weight'.*was written.*copy=True"),
+        slimmer.applied(keep) as slim,
+        torch.no_grad(),
+    ):
+        slim.stem[0].weight.add_(1.0)
+    with slimmer.applied(keep, copy=True) as slim, torch.no_grad():
+        slim.stem[0].weight.add_(1.0)
