@@ -8,6 +8,8 @@ space and batch.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -122,3 +124,19 @@ def varying_axes(labels: Tensor) -> list[int]:
         for axis in range(labels.dim())
         if labels.stride(axis) != 0 and bool((labels != labels.narrow(axis, 0, 1)).any())
     ]
+
+
+def tie_along(forest: LabelForest, first: Tensor, second: Tensor, axes: list[int]) -> None:
+    """Merge two label tensors of equal shape along some axes, each tied over all others."""
+    forest.union(_narrow_to(forest, first, axes), _narrow_to(forest, second, axes))
+
+
+def _narrow_to(forest: LabelForest, labels: Tensor, axes: list[int]) -> Tensor:
+    """Labels along some axes, tied over all others, with size 1 there."""
+    small = shrink(labels)
+    shape = [labels.shape[axis] if axis in axes else 1 for axis in range(labels.dim())]
+    full = small.expand([labels.shape[d] if d in axes else n for d, n in enumerate(small.shape)])
+    flat = full.permute([*axes, *[d for d in range(labels.dim()) if d not in axes]])
+    flat = flat.reshape(math.prod(shape), -1)
+    forest.union(flat[:, :1].expand(flat.shape), flat)
+    return flat[:, 0].reshape(shape)

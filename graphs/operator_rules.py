@@ -146,6 +146,11 @@ def _layer_norm(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) 
         tracer.same_node([out], x)
         return
     axis = varying[0] if varying else x.dim() - 1
+    if varying and _is_per_head(tracer, x, roots, axis):  # heads go as a whole, and the norm stays
+        tracer.forest.union(roots, roots.narrow(axis, 0, 1).expand(roots.shape))
+        tracer.put(out, roots)
+        tracer.same_node([out], x)
+        return
     channel_labels = tracer.channels(x, axis)
     for tensor in (weight, bias):
         tracer.axis(tensor, axis - normed[0], channel_labels)
@@ -153,6 +158,13 @@ def _layer_norm(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) 
     tracer.same_node([out], x)
     if len(shape) > 1 or not patch_attribute(tracer, "normalized_shape", channel_labels, "tuple"):
         tracer.trace.replay_only = True
+
+
+def _is_per_head(tracer: Tracer, x: Tensor, roots: Tensor, axis: int) -> bool:
+    """Whether every line along `axis` has channels of its own, as those of attention heads have."""
+    small = shrink(roots)
+    is_box = tracer.is_activation(x) and len(varying_axes(roots)) == 2
+    return tracer.attention == "heads" and is_box and len(small.unique()) == small.numel()
 
 
 @rule("group_norm")

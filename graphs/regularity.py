@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from graphs.labels import shrink, varying_axes
+from graphs.labels import shrink, tie_along, varying_axes
 from graphs.trace_records import Trace
 
 _STAYS = -1
@@ -25,7 +25,7 @@ def tie_irregular(trace: Trace) -> None:
     boxes = [box for box in boxes if sum(size > 1 for size in box.shape) > 1]
     changed = True
     while changed:
-        changed = False
+        changed = _tie_broadcasts(trace)
         stays = frozen_labels(trace)
         for box in boxes:
             labels = with_frozen(trace, box, stays)
@@ -35,6 +35,23 @@ def tie_irregular(trace: Trace) -> None:
                 trace.forest.tie_across(box, widest)
                 stays = frozen_labels(trace)
                 changed = True
+
+
+def _tie_broadcasts(trace: Trace) -> bool:
+    """Tie, or freeze, what single channels and a tensor of the network have in common."""
+    stays = frozen_labels(trace)
+    open_ones = []
+    for broadcast in trace.broadcasts:
+        varying = varying_axes(with_frozen(trace, broadcast.labels, stays))
+        if not set(varying) & set(broadcast.axes):
+            open_ones.append(broadcast)
+        elif broadcast.other is None:
+            trace.frozen.append((broadcast.labels, broadcast.reason, broadcast.place))
+        else:
+            tie_along(trace.forest, broadcast.labels, broadcast.other, broadcast.axes)
+    changed = len(open_ones) < len(trace.broadcasts)
+    trace.broadcasts[:] = open_ones
+    return changed
 
 
 def frozen_labels(trace: Trace) -> Tensor:

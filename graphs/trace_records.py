@@ -53,6 +53,28 @@ class TracedCall:
 
 
 @dataclass
+class Broadcast:
+    """A parameter or constant that meets an activation, and is the same along some of its axes.
+
+    Sines of positions, say, meet queries of several heads: (tokens, channels) beside (heads,
+    tokens, channels). Where only whole heads can go the two have nothing to do with each other.
+
+    Attributes:
+        labels: labels of the activation.
+        axes: axes along which the other tensor changes.
+        other: its labels, in the shape of the activation; None for a constant.
+        reason: why channels are frozen when they meet a constant.
+        place: path of the module.
+    """
+
+    labels: Tensor
+    axes: list[int]
+    other: Tensor | None
+    reason: str
+    place: str
+
+
+@dataclass
 class Trace:
     """All that one run of the network has shown; assembly.py turns it into a NetworkGraph.
 
@@ -69,6 +91,7 @@ class Trace:
         frozen: (labels, reason, place).
         head_labels: labels of attention heads.
         names_used: how often each name is taken.
+        broadcasts: tensors of the network that meet an activation with more channel axes.
         boxes: labels whose removed part must be a product of axes.
         moves: labels before and after a function that picks elements, and the place.
         calls: calls that the replaying executor corrects.
@@ -88,6 +111,7 @@ class Trace:
     head_labels: list[Tensor] = field(default_factory=list)
     names_used: dict[str, int] = field(default_factory=dict)
     boxes: list[Tensor] = field(default_factory=list)
+    broadcasts: list[Broadcast] = field(default_factory=list)
     moves: list[tuple[Tensor, Tensor, str]] = field(default_factory=list)
     calls: list[TracedCall] = field(default_factory=list)
     replay_only: bool = False

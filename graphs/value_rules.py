@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphs.labels import shrink, spread, varying_axes
+from graphs.labels import shrink, spread, tie_along, varying_axes
 from graphs.rule_registry import argument, rule, tensor_arguments
+from graphs.trace_records import Broadcast
 from graphs.tracer import Tracer
 
 
@@ -57,10 +58,12 @@ def _elementwise(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor)
 
 
 def _refuse_to_slice(tracer: Tracer, labels: Tensor, constant: Tensor, function: str) -> None:
-    """Freeze channels that meet a constant with a value for each of them."""
+    """Freeze channels that turn out to meet a constant with a value for each of them."""
     shape = [1] * (labels.dim() - constant.dim()) + list(constant.shape)
-    if any(size > 1 and labels.stride(axis) != 0 for axis, size in enumerate(shape)):
-        tracer.freeze(shrink(labels), f"{function} with a constant made in the forward pass")
+    axes = [axis for axis, size in enumerate(shape) if size > 1 and labels.stride(axis) != 0]
+    if axes:
+        reason = f"{function} with a constant made in the forward pass"
+        tracer.trace.broadcasts.append(Broadcast(labels, axes, None, reason, tracer.module_path))
 
 
 def _prelu(tracer: Tracer, tensors: list[Tensor], out: Tensor) -> None:
@@ -87,11 +90,16 @@ def _merge(tracer: Tracer, first: Tensor, second: Tensor, is_activation: bool) -
     ]
     only_first = any(a and not b for a, b in zip(*changes, strict=True))
     only_second = any(b and not a for a, b in zip(*changes, strict=True))
+    if only_first and not is_activation:
+        both = [axis for axis, (a, b) in enumerate(zip(*changes, strict=True)) if a and b]
+        if both:
+            tracer.trace.broadcasts.append(Broadcast(first, both, second, "", tracer.module_path))
+        return first
     if only_first and only_second:
         both = [axis for axis, (a, b) in enumerate(zip(*changes, strict=True)) if a and b]
         if both:
-            tracer.forest.union(_narrow_to(tracer, first, both), _narrow_to(tracer, second, both))
-        elif is_activation and shrink(first).numel() > 1 and shrink(second).numel() > 1:
+            tie_along(tracer.forest, first, second, both)
+        elif shrink(first).numel() > 1 and shrink(second).numel() > 1:
             tracer.freeze(shrink(first), "outer combination of two activations")
             tracer.freeze(shrink(second), "outer combination of two activations")
         return first
@@ -99,21 +107,10 @@ def _merge(tracer: Tracer, first: Tensor, second: Tensor, is_activation: bool) -
         fuller, other = (first, second) if only_first else (second, first)
         axes = [axis for axis, change in enumerate(changes[1 if only_first else 0]) if change]
         if axes:  # `other` changes along some of the axes (a gate per channel, say): tie it there
-            tracer.forest.union(_narrow_to(tracer, fuller, axes), _narrow_to(tracer, other, axes))
+            tie_along(tracer.forest, fuller, other, axes)
         return fuller
     tracer.forest.union(first, second)
     return first
-
-
-def _narrow_to(tracer: Tracer, labels: Tensor, axes: list[int]) -> Tensor:
-    """Labels along some axes, tied over all others, with size 1 there."""
-    small = shrink(labels)
-    shape = [labels.shape[axis] if axis in axes else 1 for axis in range(labels.dim())]
-    full = small.expand([labels.shape[d] if d in axes else n for d, n in enumerate(small.shape)])
-    flat = full.permute([*axes, *[d for d in range(labels.dim()) if d not in axes]])
-    flat = flat.reshape(math.prod(shape), -1)
-    tracer.forest.union(flat[:, :1].expand(flat.shape), flat)
-    return flat[:, 0].reshape(shape)
 
 
 @rule(

@@ -7,8 +7,7 @@ recorded get the numbers of the slim width, all others run as they are.
 
 from __future__ import annotations
 
-import itertools
-import math
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,13 +85,13 @@ class CallsAtSlimWidth(TorchFunctionMode):
 
     Args:
         calls: the recorded calls by number.
-        alike: whether the inputs have the sizes of those that were traced, but for the batch.
+        batch: samples now and in the trace; None when the inputs have other sizes than there.
     """
 
-    def __init__(self, calls: Mapping[int, SlimCall], alike: bool) -> None:
+    def __init__(self, calls: Mapping[int, SlimCall], batch: tuple[int, int] | None) -> None:
         super().__init__()
         self._calls = calls
-        self._alike = alike
+        self._batch = batch
         self._number = 0
 
     def __torch_function__(
@@ -119,10 +118,12 @@ class CallsAtSlimWidth(TorchFunctionMode):
                 "code changed with the input or the mode. Trace it on such an input, or remove the "
                 "channel numbers from its code."
             )
-        return _HANDLERS[name](func, args, kwargs, call, self._alike)
+        return _HANDLERS[name](func, args, kwargs, call, self._batch)
 
 
-def _reshape(func: Any, args: Any, kwargs: Any, call: SlimCall, alike: bool) -> Tensor:
+def _reshape(
+    func: Any, args: Any, kwargs: Any, call: SlimCall, batch: tuple[int, int] | None
+) -> Tensor:
     x = argument(args, kwargs, 0, "input")
     if call.function == "unflatten":
         axis = argument(args, kwargs, 1, "dim") % x.dim()
@@ -138,22 +139,36 @@ def _reshape(func: Any, args: Any, kwargs: Any, call: SlimCall, alike: bool) -> 
     sizes = [call.sizes[0].get(axis, size) for axis, size in enumerate(wanted)]
     if call.function in ("expand", "expand_as", "broadcast_to"):
         return x.expand(sizes)
-    # other sizes may have been worked out from channels too (C // heads): those of the trace hold,
-    # but where the batch is folded in
-    choices = [
-        [size] if size in (-1, known) else [known, size] if alike else [size, known]
-        for size, known in zip(sizes, call.shapes[0], strict=True)
-    ]
-    options = itertools.product(*choices)
-    return x.reshape(next((option for option in options if _fits(x, option)), sizes))
+    return x.reshape(_traced_sizes(sizes, call.shapes[0], batch))
 
 
-def _fits(x: Tensor, sizes: Sequence[int]) -> bool:
-    known = math.prod(size for size in sizes if size != -1)
-    return known > 0 and (x.numel() % known == 0 if -1 in sizes else x.numel() == known)
+def _traced_sizes(
+    sizes: list[Any], traced: tuple[int, ...], batch: tuple[int, int] | None
+) -> list[Any]:
+    """The sizes of a view, with those of the trace where the code worked some out from channels.
+
+    C // heads is wrong once channels are removed. Only the batch may differ from the trace: it is
+    in the first axis whose size has changed as the batch has.
+    """
+    if batch is None:  # other image sizes or numbers of tokens, which the trace does not know
+        if -1 in sizes and any(a not in (-1, b) for a, b in zip(sizes, traced, strict=True)):
+            raise RuntimeError(
+                f"A view to {tuple(sizes)} was traced as {traced}; on inputs of another size it "
+                "cannot be told which of these numbers depend on channels. Trace the network on "
+                "inputs of this size."
+            )
+        return sizes
+    now, then = batch
+    result, found = list(traced), False
+    for axis, (size, known) in enumerate(zip(sizes, traced, strict=True)):
+        if isinstance(size, int) and size == -1:
+            result[axis] = -1
+        elif not found and (isinstance(size, torch.SymInt) or size * then == known * now):
+            result[axis], found = size, True  # a symbol of torch.export is the batch
+    return result
 
 
-def _split(func: Any, args: Any, kwargs: Any, call: SlimCall, _: bool) -> Any:
+def _split(func: Any, args: Any, kwargs: Any, call: SlimCall, _: Any) -> Any:
     x, axis = argument(args, kwargs, 0, "input"), argument(args, kwargs, 2, "dim", 0)
     axis %= x.dim()
     if axis not in call.sizes[0]:
@@ -161,7 +176,7 @@ def _split(func: Any, args: Any, kwargs: Any, call: SlimCall, _: bool) -> Any:
     return torch.split(x, [sizes[axis] for sizes in call.sizes], axis)
 
 
-def _getitem(func: Any, args: Any, kwargs: Any, call: SlimCall, _: bool) -> Tensor:
+def _getitem(func: Any, args: Any, kwargs: Any, call: SlimCall, _: Any) -> Tensor:
     x, index = args
     index = list(index) if isinstance(index, tuple) else [index]
     taken = sum(_axes_taken(entry) for entry in index if entry is not Ellipsis)
@@ -186,7 +201,7 @@ def _axes_taken(entry: Any) -> int:
     return entry.dim() if isinstance(entry, Tensor) and entry.dtype == torch.bool else 1
 
 
-def _pick(func: Any, args: Any, kwargs: Any, call: SlimCall, _: bool) -> Tensor:
+def _pick(func: Any, args: Any, kwargs: Any, call: SlimCall, _: Any) -> Tensor:
     """narrow, index_select, select: all that is taken lies along one axis."""
     if not call.picks:
         return func(*args, **kwargs)
@@ -195,14 +210,14 @@ def _pick(func: Any, args: Any, kwargs: Any, call: SlimCall, _: bool) -> Tensor:
     return picked.squeeze(axis) if call.function == "select" else picked
 
 
-def _flip(func: Any, args: Any, kwargs: Any, call: SlimCall, _: bool) -> Tensor:
+def _flip(func: Any, args: Any, kwargs: Any, call: SlimCall, _: Any) -> Tensor:
     x = argument(args, kwargs, 0, "input")
     axes = args[1:] if len(args) > 1 else kwargs["dims"]
     axes = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
     return _permuted(x, call).flip([axis for axis in axes if axis % x.dim() not in call.picks])
 
 
-def _roll(func: Any, args: Any, kwargs: Any, call: SlimCall, _: bool) -> Tensor:
+def _roll(func: Any, args: Any, kwargs: Any, call: SlimCall, _: Any) -> Tensor:
     x, shifts = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "shifts")
     axes = argument(args, kwargs, 2, "dims")
     pairs = [(shifts, axes)] if isinstance(shifts, int) else list(zip(shifts, axes, strict=True))
@@ -217,7 +232,7 @@ def _permuted(x: Tensor, call: SlimCall) -> Tensor:
     return x
 
 
-def _pad(func: Any, args: Any, kwargs: Any, call: SlimCall, _: bool) -> Tensor:
+def _pad(func: Any, args: Any, kwargs: Any, call: SlimCall, _: Any) -> Tensor:
     x, pad = argument(args, kwargs, 0, "input"), list(argument(args, kwargs, 1, "pad"))
     for axis, zeros in call.padding.items():
         number = x.dim() - 1 - axis
@@ -288,7 +303,8 @@ class Replay:
         alike = len(shapes) == len(self.input_shapes) and all(
             found[1:] == traced[1:] for found, traced in zip(shapes, self.input_shapes, strict=True)
         )
-        return CallsAtSlimWidth(self.calls, alike)
+        batch = (shapes[0][0], self.input_shapes[0][0]) if alike else None
+        return CallsAtSlimWidth(self.calls, batch)
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
@@ -303,6 +319,7 @@ def replayed_class(cls: type[nn.Module]) -> type[nn.Module]:
         return _CLASSES[cls]
     depth = getattr(cls, "replay_depth", 0) + 1
 
+    @functools.wraps(cls.forward)  # exporters read the signature
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         with getattr(self, f"replay_{depth}").mode((*args, *kwargs.values())):
             return cls.forward(self, *args, **kwargs)
