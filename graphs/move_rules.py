@@ -125,6 +125,7 @@ def _open_axes(name: str, args: Any, kwargs: Any, labels: Tensor) -> tuple[int, 
 _RESHAPES = frozenset(
     "view reshape unflatten view_as reshape_as pixel_shuffle pixel_unshuffle".split()
 )
+_ALONG_ONE_AXIS = frozenset("narrow select index_select".split())
 _PICKS = frozenset("getitem narrow select index_select flip roll".split())
 
 
@@ -143,11 +144,19 @@ def _sources(
 ) -> dict[int, tuple[int, ...]]:
     """For each axis along which labels may change: where each position that is left came from.
 
-    Axes of which everything is taken in order are left out.
+    Axes of which everything is taken in order, whatever their size, are left out.
     """
     sources = {}
+    one_axis = argument(args, kwargs, 1, "dim") if name in _ALONG_ONE_AXIS else None
+    index = args[1] if name == "getitem" else ()
+    by_number = one_axis is not None or any(
+        isinstance(entry, (Tensor, list))
+        for entry in (index if isinstance(index, tuple) else (index,))
+    )
     for axis, size in enumerate(labels.shape):
         if labels.stride(axis) == 0 or size == 1:
+            continue
+        if one_axis is not None and axis != one_axis % x.dim():
             continue
         positions = spread(torch.arange(size), x.shape, axis)
         (moved,) = _moved(name, func, args, kwargs, x, positions)
@@ -156,7 +165,7 @@ def _sources(
             continue
         line = moved.movedim(changing[0] if changing else 0, 0)
         line = line.reshape(line.shape[0], -1)[:, 0] if changing else moved.reshape(-1)[:1]
-        if len(line) != size or not torch.equal(line, torch.arange(size)):
+        if by_number or len(line) != size or not torch.equal(line, torch.arange(size)):
             sources[axis] = tuple(line.tolist())
     return sources
 

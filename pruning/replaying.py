@@ -159,12 +159,14 @@ def _traced_sizes(
             )
         return sizes
     now, then = batch
+    exports = isinstance(now, torch.SymInt)  # the batch is a symbol then, and a test would fix it
     result, found = list(traced), False
     for axis, (size, known) in enumerate(zip(sizes, traced, strict=True)):
         if isinstance(size, int) and size == -1:
             result[axis] = -1
-        elif not found and (isinstance(size, torch.SymInt) or size * then == known * now):
-            result[axis], found = size, True  # a symbol of torch.export is the batch
+        elif not found:
+            found = isinstance(size, torch.SymInt) if exports else size * then == known * now
+            result[axis] = size if found else known
     return result
 
 
