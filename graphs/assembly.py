@@ -200,7 +200,14 @@ def _call(
         or (traced.function == "chunk" and len(set(outputs)) == 1)
     )
     return Call(
-        traced.number, traced.function, outputs, shapes, tuple(picks), is_open, traced.value
+        number=traced.number,
+        function=traced.function,
+        outputs=outputs,
+        shapes=shapes,
+        in_shape=() if traced.before is None else tuple(traced.before.shape),
+        picks=tuple(picks),
+        is_open=is_open,
+        value=traced.value,
     )
 
 

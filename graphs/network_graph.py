@@ -188,6 +188,7 @@ class Call:
         function: normalised name of the function.
         outputs: for each output, the axes that carry units.
         shapes: shape of each output when it was traced.
+        in_shape: shape of the input when it was traced.
         picks: what is taken along an axis, where not everything is taken in order.
         is_open: whether the network's code gives no number that the width changes, as far as
             tracing can tell.
@@ -199,6 +200,7 @@ class Call:
     function: str
     outputs: tuple[tuple[AxisUnits, ...], ...] = ()
     shapes: tuple[tuple[int, ...], ...] = ()
+    in_shape: tuple[int, ...] = ()
     picks: tuple[Pick, ...] = ()
     is_open: bool = False
     value: float = 0.0

@@ -8,6 +8,7 @@ recorded get the numbers of the slim width, all others run as they are.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class SlimCall:
         function: normalised name of the function.
         sizes: for each output, the size of the axes that carry channels.
         shapes: for each output, its whole shape as traced, but with these sizes.
+        lead: how many leading axes of the input the first output has unchanged.
         picks: positions to take along an axis of the input, in the slim input's own numbers.
         padding: zeros before and after, by axis.
         value: see `graphs.network_graph.Call`.
@@ -40,6 +42,7 @@ class SlimCall:
     function: str
     sizes: tuple[Mapping[int, int], ...]
     shapes: tuple[tuple[int, ...], ...]
+    lead: int
     picks: Mapping[int, Tensor]
     padding: Mapping[int, tuple[int, int]]
     value: float
@@ -77,7 +80,9 @@ def _slim_call(call: Call, kept: np.ndarray) -> SlimCall:
         else:
             new_position = np.cumsum(kept[list(pick.units)]) - 1
             picks[pick.axis] = torch.from_numpy(new_position[source[left]])
-    return SlimCall(call.function, sizes, shapes, picks, padding, call.value)
+    pairs = zip(call.in_shape, call.shapes[0] if call.shapes else (), strict=False)
+    lead = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return SlimCall(call.function, sizes, shapes, lead, picks, padding, call.value)
 
 
 class CallsAtSlimWidth(TorchFunctionMode):
@@ -139,18 +144,19 @@ def _reshape(
     sizes = [call.sizes[0].get(axis, size) for axis, size in enumerate(wanted)]
     if call.function in ("expand", "expand_as", "broadcast_to"):
         return x.expand(sizes)
-    return x.reshape(_traced_sizes(sizes, call.shapes[0], batch))
+    return x.reshape([*x.shape[: call.lead], *_traced_sizes(sizes, call, batch)])
 
 
-def _traced_sizes(
-    sizes: list[Any], traced: tuple[int, ...], batch: tuple[int, int] | None
-) -> list[Any]:
+def _traced_sizes(sizes: list[Any], call: SlimCall, batch: tuple[int, int] | None) -> list[Any]:
     """The sizes of a view, with those of the trace where the code worked some out from channels.
 
-    C // heads is wrong once channels are removed. Only the batch may differ from the trace: it is
-    in the first axis whose size has changed as the batch has.
+    C // heads is wrong once channels are removed. The leading axes that a view leaves alone (batch
+    and tokens, mostly) may have any size; of the others, only a batch that is folded in may differ
+    from the trace: it is in the first axis whose size has changed as the batch has.
     """
-    if batch is None:  # other image sizes or numbers of tokens, which the trace does not know
+    sizes, traced = sizes[call.lead :], call.shapes[0][call.lead :]
+    if batch is None and call.lead == 0:
+        # other image sizes or numbers of tokens, which the trace does not know
         if -1 in sizes and any(a not in (-1, b) for a, b in zip(sizes, traced, strict=True)):
             raise RuntimeError(
                 f"A view to {tuple(sizes)} was traced as {traced}; on inputs of another size it "
@@ -158,9 +164,9 @@ def _traced_sizes(
                 "inputs of this size."
             )
         return sizes
-    now, then = batch
+    now, then = batch or (1, 1)
     exports = isinstance(now, torch.SymInt)  # the batch is a symbol then, and a test would fix it
-    result, found = list(traced), False
+    result, found = list(traced), call.lead > 0
     for axis, (size, known) in enumerate(zip(sizes, traced, strict=True)):
         if isinstance(size, int) and size == -1:
             result[axis] = -1
@@ -326,9 +332,28 @@ def replayed_class(cls: type[nn.Module]) -> type[nn.Module]:
         with getattr(self, f"replay_{depth}").mode((*args, *kwargs.values())):
             return cls.forward(self, *args, **kwargs)
 
-    members = {"forward": forward, "__doc__": cls.__doc__, "replay_depth": depth}
+    base = cls if depth == 1 else vars(cls)["replay_base"]
+
+    def reduce(self: Any, protocol: Any) -> Any:  # a class made here is not found by its name
+        return _revive, (base, depth), self.__dict__
+
+    members = {
+        "forward": forward,
+        "__doc__": cls.__doc__,
+        "__reduce_ex__": reduce,
+        "replay_depth": depth,
+        "replay_base": base,
+    }
     _CLASSES[cls] = type(f"Replayed{cls.__name__}", (cls,), members)
     return _CLASSES[cls]
+
+
+def _revive(base: type[nn.Module], depth: int) -> nn.Module:
+    """An empty network of the class, for copies and pickles."""
+    cls = base
+    for _ in range(depth):
+        cls = replayed_class(cls)
+    return cls.__new__(cls)
 
 
 @contextmanager

@@ -1,0 +1,396 @@
+"""Properties of slimming on every network of the test list, and the list's single cases."""
+
+import contextlib
+import functools
+import time
+
+import numpy as np
+import pytest
+import torch
+from convolutional import resnet50
+from golden_groups import MEMBERS, SIZES, expand
+from hard_cases import (
+    HARD_CASES,
+    NORM_OVER_CHANNELS,
+    assert_close,
+    build_case,
+    flat,
+    members_of,
+    outputs,
+    signature,
+)
+from operations import MIXERS, REFUSED
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from graphs.network_graph import FROZEN, NetworkGraph
+from graphs.tracing import UnsupportedOp, trace_network
+from pruning.cost import CostModel
+from pruning.keep_set import KeepSet
+from pruning.slimming import Slimmer
+
+every_case = pytest.mark.parametrize("name", HARD_CASES)
+
+
+@functools.cache
+def traced(name):
+    """Network, inputs and graph, once for the whole file; every test leaves them as they were."""
+    network, inputs = build_case(name)
+    return network, inputs, trace_network(network, inputs)
+
+
+@functools.cache
+def slimmer_of(name):
+    network, _, graph = traced(name)
+    return Slimmer(network, graph)
+
+
+def random_keep(graph, seed):
+    return KeepSet.random(graph, np.random.default_rng(seed))
+
+
+# --- properties -------------------------------------------------------------------------------
+
+
+@every_case
+def test_p1_slim_outputs_equal_masked_outputs(name):
+    slimmer, inputs = slimmer_of(name), traced(name)[1]
+    for seed in range(5):
+        keep = random_keep(slimmer.graph, seed)
+        with slimmer.masked(keep) as masked:
+            expected = outputs(masked, inputs)
+        with slimmer.applied(keep) as slim:
+            assert_close(outputs(slim, inputs), expected, 1e-10)
+
+
+@every_case
+def test_p1_replaying_gives_the_same_as_the_networks_own_code(name):
+    network, inputs, graph = traced(name)
+    replaying = Slimmer(network, graph, verify=False, executor="replay")
+    for seed in range(2):
+        keep = random_keep(graph, seed)
+        with slimmer_of(name).applied(keep) as slim:
+            expected = outputs(slim, inputs)
+        with replaying.applied(keep) as slim:
+            assert_close(outputs(slim, inputs), expected, 1e-10)
+
+
+@every_case
+def test_p1_holds_for_batches_that_were_not_traced(name):
+    network, inputs = build_case(name)
+    many = tuple(torch.cat([x] * 3) for x in inputs)
+    for batch in (1, 4):
+        graph = trace_network(network, tuple(x[:batch] for x in many))
+        assert signature(graph) == signature(traced(name)[2])
+        slimmer = Slimmer(network, graph)
+        for seed, other in ((0, 5), (1, 2), (2, 1)):
+            keep, batch_inputs = random_keep(graph, seed), tuple(x[:other] for x in many)
+            with slimmer.masked(keep) as masked:
+                expected = outputs(masked, batch_inputs)
+            with slimmer.applied(keep) as slim:
+                assert_close(outputs(slim, batch_inputs), expected, 1e-10)
+
+
+@pytest.mark.parametrize("name", ["gpt", "mha_self", "mha_cross", "encoder_norm_first"])
+def test_p1_holds_for_another_number_of_tokens(name):
+    slimmer, inputs = slimmer_of(name), tuple(x[:1, :4] for x in traced(name)[1])
+    for seed in range(3):
+        keep = random_keep(slimmer.graph, seed)
+        with slimmer.masked(keep) as masked:
+            expected = outputs(masked, inputs)
+        with slimmer.applied(keep) as slim:
+            assert_close(outputs(slim, inputs), expected, 1e-10)
+
+
+@every_case
+def test_p2_the_unpruned_slim_network_is_the_network(name):
+    slimmer, (network, inputs, graph) = slimmer_of(name), traced(name)
+    expected = outputs(network, inputs)
+    with slimmer.applied(KeepSet.full(graph)) as whole:
+        found = outputs(whole, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def fail_inside(context, inputs):
+    with context as network:
+        outputs(network, inputs)
+        raise KeyError("user code")
+
+
+@every_case
+def test_p3_undo_is_exact_also_after_an_exception(name):
+    slimmer, (network, inputs, graph) = slimmer_of(name), traced(name)
+    before = {k: (v.data_ptr(), v.clone()) for k, v in network.state_dict().items()}
+    attributes = {path: repr(module) for path, module in network.named_modules()}
+    types = {path: type(module) for path, module in network.named_modules()}
+    expected = outputs(network, inputs)
+    with slimmer.applied(random_keep(graph, 1), copy=True) as slim:
+        slim.train()
+        outputs(slim, inputs)  # writes the statistics of the copy
+        slim.eval()
+    for use in (slimmer.applied, slimmer.masked):
+        with pytest.raises(KeyError, match="user code"):
+            fail_inside(use(random_keep(graph, 2)), inputs)
+    after = network.state_dict()
+    assert after.keys() == before.keys()
+    for key, value in after.items():
+        assert value.data_ptr() == before[key][0]
+        assert torch.equal(value, before[key][1])
+    assert {path: repr(module) for path, module in network.named_modules()} == attributes
+    assert {path: type(module) for path, module in network.named_modules()} == types
+    assert not any(module.training for module in network.modules())
+    found = outputs(network, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@contextlib.contextmanager
+def countable_attention():
+    """Attention as two matrix products, which is what the flop counter sees."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@every_case
+def test_p4_analytic_cost_equals_torchs_count(name):
+    slimmer, (_, inputs, graph) = slimmer_of(name), traced(name)
+    cost = CostModel(graph)
+    # a branch on a value cannot run without values
+    device = "cpu" if name == "data_dependent" else "meta"
+    for seed in range(3):
+        keep = random_keep(graph, seed)
+        slim = slimmer.materialize(keep)
+        # before the move: on "meta" tied parameters become two
+        assert cost.params(keep) == sum(p.numel() for p in slim.parameters())
+        slim.to(device)
+        with countable_attention(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            slim(*(x[:1].to(device) for x in inputs))
+        assert 2 * cost.macs(keep) == counter.get_total_flops()
+
+
+@every_case
+def test_p5_a_materialized_network_is_independent_and_trains(name):
+    slimmer, (network, inputs, graph) = slimmer_of(name), traced(name)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    slim = slimmer.materialize(random_keep(graph, 2)).train()
+    storage = {t.data_ptr() for t in network.state_dict().values() if t.numel()}
+    assert not storage & {t.data_ptr() for t in slim.state_dict().values() if t.numel()}
+    optimizer = torch.optim.SGD(slim.parameters(), lr=1e-3)
+    first = [p.detach().clone() for p in slim.parameters()]
+    for _ in range(3):
+        optimizer.zero_grad()
+        sum(o.square().mean() for o in flat(slim(*inputs))).backward()
+        optimizer.step()
+    assert not all(torch.equal(p, q) for p, q in zip(slim.parameters(), first, strict=True))
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert all(p.grad is None for p in network.parameters())
+
+
+@every_case
+def test_p6_a_saved_graph_slims_the_same_way(name):
+    slimmer, (network, inputs, graph) = slimmer_of(name), traced(name)
+    again = NetworkGraph.from_json(graph.to_json())
+    assert again == graph
+    keep = random_keep(again, 4)
+    with slimmer.applied(keep) as slim:
+        expected = outputs(slim, inputs)
+    with Slimmer(network, again).applied(keep) as slim:
+        found = outputs(slim, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@every_case
+def test_p7_groups_are_the_true_ones(name):
+    graph = traced(name)[2]
+    assert {group.name: group.size for group in graph.groups} == SIZES[name]
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_p7_a_unit_takes_exactly_these_axes_with_it(name):
+    graph = traced(name)[2]
+    found = {group.name: members_of(graph, group) for group in graph.groups}
+    assert found == {group: expand(text) for group, text in MEMBERS[name].items()}
+
+
+@every_case
+def test_p8_tracing_leaves_no_trace(name):
+    network, inputs = build_case(name)
+    modules = list(network.modules())
+    for module in modules[::2]:
+        module.training = True
+    parameters = list(network.parameters())
+    for parameter in parameters[::3]:
+        parameter.requires_grad_(False)
+    modes = [module.training for module in modules]
+    gradients = [parameter.requires_grad for parameter in parameters]
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    random, fastpath = torch.random.get_rng_state(), torch.backends.mha.get_fastpath_enabled()
+    trace_network(network, inputs)
+    assert [module.training for module in network.modules()] == modes
+    assert [p.requires_grad for p in network.parameters()] == gradients
+    assert all(a is b for a, b in zip(network.parameters(), parameters, strict=True))
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert torch.backends.mha.get_fastpath_enabled() == fastpath
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+    assert all(torch.equal(state[key], value) for key, value in network.state_dict().items())
+
+
+# statistics of layer and group norms change when a zero is left out, so these are exempt
+@pytest.mark.parametrize("name", [n for n in HARD_CASES if n not in NORM_OVER_CHANNELS])
+def test_z_channels_whose_weights_are_zero_leave_without_a_difference(name):
+    slimmer, (_, inputs, graph) = slimmer_of(name), traced(name)
+    for seed in range(3):
+        keep = random_keep(graph, seed)
+        removed = np.append(~keep.mask, False)  # FROZEN is -1
+        zeroed, _ = build_case(name)
+        tensors = dict(zeroed.state_dict(keep_vars=True))
+        with torch.no_grad():
+            for axis_slice in graph.slices:
+                gone = torch.from_numpy(np.flatnonzero(removed[list(axis_slice.units)]))
+                tensors[axis_slice.tensor].index_fill_(axis_slice.axis, gone, 0.0)
+        with slimmer.applied(keep) as slim:
+            assert_close(outputs(slim, inputs), outputs(zeroed, inputs), 1e-6)
+
+
+# --- single cases -----------------------------------------------------------------------------
+
+
+def test_an_attention_unit_holds_all_that_belongs_to_the_head():
+    positions = {
+        # tensor axis -> positions of one unit
+        "vit_fused": {"qkv.weight:0": 12, "proj.weight:1": 4},
+        "gqa_repeat": {"q.weight:0": 8, "k.weight:0": 4, "v.bias:0": 4, "proj.weight:1": 8},
+        "gqa_fused": {"q.weight:0": 8, "k.weight:0": 4, "v.bias:0": 4, "proj.weight:1": 8},
+    }
+    for name, expected in positions.items():
+        graph = traced(name)[2]
+        heads = [group for group in graph.groups if group.kind == "heads"]
+        assert len(heads) == 2
+        units = {f"{s.tensor}:{s.axis}": s.units for s in graph.slices}
+        for unit in heads[0].units:
+            for axis, count in expected.items():
+                assert units[f"blocks.0.attention.{axis}"].count(unit) == count, (name, axis)
+
+
+def test_heads_of_torchs_own_attention_are_groups_of_heads():
+    for name in ("mha_self", "mha_cross_own_widths", "encoder_norm_first"):
+        kinds = [group.kind for group in traced(name)[2].groups]
+        assert "heads" in kinds, name
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_channels_that_are_mixed_stay_with_the_reason(name):
+    graph = traced(name)[2]
+    assert set(graph.operator_by_name["stem.0"].out_units) == {FROZEN}
+    assert MIXERS[name][1] in " ".join(graph.frozen.values())
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_sliced_is_refused(name):
+    make, message = REFUSED[name]
+    with pytest.raises(UnsupportedOp, match=message):
+        trace_network(make().eval(), torch.randn(2, 3, 8, 8))
+
+
+VARIATIONS = {
+    "frozen": lambda network, x: (network.requires_grad_(False), x),
+    "train": lambda network, x: (network.train(), x),
+    "half": lambda network, x: (network.half(), x.half()),
+    "bfloat16": lambda network, x: (network.bfloat16(), x.bfloat16()),
+    "channels_last": lambda network, x: (
+        network.to(memory_format=torch.channels_last),
+        x.to(memory_format=torch.channels_last),
+    ),
+    "subclass": lambda network, x: (network, x.as_subclass(type("Image", (Tensor,), {}))),
+    "one_sample": lambda network, x: (network, x[:1]),
+    "data_parallel": lambda network, x: (nn.DataParallel(network), x),
+}
+
+
+@pytest.mark.parametrize("variation", VARIATIONS)
+@pytest.mark.parametrize("name", ["bottleneck", "mobilenetv3", "vit_separate", "convnext"])
+def test_groups_do_not_depend_on_the_state_of_the_network(name, variation):
+    expected = signature(traced(name)[2])
+    network, (x,) = build_case(name)
+    network, x = VARIATIONS[variation](network, x)
+    with torch.no_grad() if variation == "frozen" else contextlib.nullcontext():
+        graph = trace_network(network, x)
+    prefix = "module." if variation == "data_parallel" else ""
+    assert signature(graph, prefix) == expected
+
+
+@every_case
+def test_one_channel_of_every_group_is_enough(name):
+    slimmer, (_, inputs, graph) = slimmer_of(name), traced(name)
+    rng = np.random.default_rng(7)
+    scores = {group.name: rng.random(group.size) for group in graph.groups}
+    keep = KeepSet.from_counts(graph, {g.name: g.min_keep for g in graph.groups}, scores)
+    with slimmer.masked(keep) as masked:
+        expected = outputs(masked, inputs)
+    with slimmer.applied(keep) as slim:
+        assert_close(outputs(slim, inputs), expected, 1e-10)
+
+
+# left out: one channel per block turns a grouped convolution depthwise; a group is renamed
+@pytest.mark.parametrize("name", sorted(HARD_CASES.keys() - {"resnext", "shufflenetv2_twice"}))
+def test_pruning_twice_equals_pruning_once(name):
+    slimmer, (_, inputs, graph) = slimmer_of(name), traced(name)
+    rng = np.random.default_rng(5)
+    first = KeepSet.from_ratios(
+        graph,
+        {g.name: 0.4 for g in graph.groups},
+        {g.name: rng.random(g.size) for g in graph.groups},
+    )
+    smaller = slimmer.materialize(first).eval()
+    second_graph = trace_network(smaller, inputs)
+    second = random_keep(second_graph, 6)
+    twice = Slimmer(smaller, second_graph).materialize(second)
+    kept = {group.name: first.kept(group.name) for group in graph.groups}
+    for group in second_graph.groups:
+        assert group.size == len(kept[group.name])
+        kept[group.name] = kept[group.name][second.kept(group.name)]
+    with slimmer.applied(KeepSet.from_indices(graph, kept)) as once:
+        assert_close(outputs(twice, inputs), outputs(once, inputs), 1e-10)
+
+
+def test_batch_norm_in_train_mode_never_writes_the_base_through_a_view():
+    network, inputs = build_case("bottleneck")
+    graph = trace_network(network, inputs)
+    slimmer = Slimmer(network, graph)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with contextlib.suppress(RuntimeError), slimmer.applied(KeepSet.full(graph)) as slim:
+        slim.train()
+        outputs(slim, inputs)
+    network.eval()
+    changed = [k for k, v in network.state_dict().items() if not torch.equal(v, before[k])]
+    assert changed == []
+
+
+def test_torchs_counter_misses_fused_attention_unless_told():
+    network, inputs, graph = traced("vit_fused")
+    single = tuple(x[:1] for x in inputs)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(*single)
+    attention = sum(
+        macs
+        for operator, macs in CostModel(graph).macs_per_operator(KeepSet.full(graph)).items()
+        if graph.operator_by_name[operator].kind == "attention"
+    )
+    assert attention == 2 * 2 * 5 * 5 * 12  # two blocks, two products, 5 x 5 tokens, 12 channels
+    assert counter.get_total_flops() == 2 * (CostModel(graph).base_macs - attention)
+
+
+@pytest.mark.slow
+def test_resnet50_in_its_real_size():
+    network = resnet50().eval()
+    start = time.perf_counter()
+    graph = trace_network(network, torch.randn(1, 3, 224, 224))
+    print(f"\nResNet-50 at 224 x 224: traced in {time.perf_counter() - start:.2f} s")
+    cost = CostModel(graph)
+    assert (cost.base_params, cost.base_macs) == (25_557_032, 4_089_184_256)
+    assert len(graph.groups) == 1 + 4 + 2 * 16  # stem, four streams, two widths in each block
