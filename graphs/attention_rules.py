@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graphs.labels import spread
-from graphs.rule_registry import UnsupportedOp, argument, patch_attribute, rule
+from graphs.rule_registry import UnsupportedOp, argument, function_name, patch_attribute, rule
 from graphs.trace_records import TracedOperator
 from graphs.tracer import Tracer
 
@@ -154,11 +154,12 @@ def _multi_head_attention(
         )
         tracer.new_operator(operator, [source], result, "linear")
     attention = _part(tracer, None, rows[0].flatten(), mixed, per_sample[0] * key.shape[0])
+    attention.input_size, attention.output_size = (key.shape[0],), (query.shape[0],)
     tracer.new_operator(attention, [query, key, value], result, "attention")
     projection = _part(tracer, given["out_proj_weight"], mixed, out_labels, per_sample[0])
     tracer.put(result, spread(out_labels, result.shape, 2))
     tracer.new_operator(projection, [result], result, "linear")
-    tracer.record_call(func.__name__, value=float(head_dim))
+    tracer.record_call(function_name(func), value=float(head_dim))
     tracer.trace.replay_only = True
     if out[1] is not None:
         weights = tracer.forest.fresh(1).expand(out[1].shape)

@@ -10,6 +10,7 @@ from graphs.labels import shrink, spread, varying_axes
 from graphs.rule_registry import (
     UnsupportedOp,
     argument,
+    function_name,
     patch_attribute,
     rule,
     tensor_arguments,
@@ -27,11 +28,11 @@ def _conv(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> Non
         raise UnsupportedOp(
             f"A convolution without batch axis {tracer.where()}; add the batch axis."
         )
-    name = tracer.weight_name(weight, func.__name__)
+    name = tracer.weight_name(weight, function_name(func))
     across = tracer.labels(x)
     varying = varying_axes(tracer.forest.roots(across))
     if varying and 1 not in varying:
-        tracer.freeze(shrink(across), f"{func.__name__} mixes channels {tracer.where()}")
+        tracer.freeze(shrink(across), f"{function_name(func)} mixes channels {tracer.where()}")
     stride = argument(args, kwargs, 3, "stride", 1)
     stride = (
         (stride,) * rank
@@ -96,7 +97,7 @@ def _conv_transpose(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tens
     operator = TracedOperator(
         kind="conv",
         module=tracer.module_path,
-        weight=tracer.weight_name(weight, func.__name__),
+        weight=tracer.weight_name(weight, function_name(func)),
         in_labels=in_labels,
         out_labels=out_labels,
         kernel_size=tuple(weight.shape[2:]),
@@ -134,12 +135,12 @@ def _batch_norm(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) 
 def _layer_norm(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     x, shape = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "normalized_shape")
     weight = argument(args, kwargs, 2, "weight")
-    bias = argument(args, kwargs, 3, "bias") if func.__name__ == "layer_norm" else None
+    bias = argument(args, kwargs, 3, "bias") if function_name(func) == "layer_norm" else None
     roots = tracer.forest.roots(tracer.labels(x))
     normed = range(x.dim() - len(shape), x.dim())
     varying = [axis for axis in varying_axes(roots) if axis in normed]
     if tracer.name_of(weight) is None or len(varying) > 1:
-        reason = f"{func.__name__} without weight"
+        reason = f"{function_name(func)} without weight"
         if varying:
             tracer.freeze(shrink(roots), reason)
         tracer.put(out, roots)

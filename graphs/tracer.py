@@ -8,10 +8,11 @@ needed; a function without a rule raises `UnsupportedOp`.
 
 from __future__ import annotations
 
+import gc
 import linecache
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from types import FrameType
+from types import CellType, FrameType
 from typing import Any
 
 import torch
@@ -46,8 +47,9 @@ class Tracer(TorchFunctionMode):
         self._labels: dict[int, Tensor] = {}
         self._token_labels: dict[int, Tensor] = {}
         self._nodes: dict[int, int] = {}
-        # ids of freed tensors are reused, so every traced tensor stays alive until the end
-        self._alive: list[Tensor] = []
+        # ids of freed tensors are reused, so every tensor stays alive until the end
+        self._alive = [*network.parameters(), *network.buffers()]
+        self._seen = {id(tensor) for tensor in self._alive}
         self._names: dict[int, tuple[str, tuple[int, ...]]] = {}
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
             if tensor.is_floating_point():  # integers are positions and counters, never channels
@@ -68,7 +70,6 @@ class Tracer(TorchFunctionMode):
     def name_transposed(self, tensor: Tensor, source: Tensor, axes: Iterable[int]) -> None:
         """Say that `tensor` is the named tensor `source` with its axes in another order."""
         name, order = self._axes(source)
-        self._alive.append(tensor)
         self._names[id(tensor)] = (name, tuple(order[axis] for axis in axes))
 
     def is_traced(self, value: Any) -> bool:
@@ -116,7 +117,6 @@ class Tracer(TorchFunctionMode):
     def put(self, tensor: Tensor, labels: Tensor, tokens: Tensor | None = None) -> None:
         """Give an activation its labels."""
         assert labels.shape == tensor.shape, f"{labels.shape} labels for {tensor.shape}"
-        self._alive.append(tensor)
         self._labels[id(tensor)] = labels
         if tokens is not None:
             self._token_labels[id(tensor)] = tokens
@@ -233,6 +233,7 @@ class Tracer(TorchFunctionMode):
             self.batch = tensor.shape[0]
         axis = 1 if tensor.dim() > 3 else tensor.dim() - 1
         channel_labels = self.forest.fresh(tensor.shape[axis])
+        self.see([tensor])
         self.put(tensor, spread(channel_labels, tensor.shape, axis))
         self._nodes[id(tensor)] = len(self.trace.nodes)
         name = "input" if index == 0 else f"input_{index}"
@@ -260,16 +261,39 @@ class Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         name = function_name(func)
         self._num_calls += name in CORRECTED
-        inputs = [value for value in tensor_arguments((args, kwargs)) if self.is_traced(value)]
+        tensors = tensor_arguments((args, kwargs))
+        self.refuse_unseen(tensors)
+        inputs = [value for value in tensors if self.is_traced(value)]
         if name == "setitem" and inputs:
             raise UnsupportedOp(
                 f"Assigning into a tensor (x[...] = y) {self.where()} has no channel rule; "
                 "build the result with torch.cat or torch.where instead."
             )
         out = func(*args, **kwargs)
+        self.see(tensor_arguments(out))
         if tensor_arguments(out) and inputs:
             self.apply_rule(RULES.get(name), _qualified(func), func, args, kwargs, out)
         return out
+
+    def see(self, tensors: list[Tensor]) -> None:
+        """Note that the tensors come from calls that the tracer follows."""
+        self._alive += tensors
+        self._seen.update(id(tensor) for tensor in tensors)
+
+    def refuse_unseen(self, tensors: list[Tensor]) -> None:
+        """Refuse tensors that were made in the forward pass behind the tracer's back.
+
+        Raises:
+            UnsupportedOp: one was; what it has to do with the channels cannot be known.
+        """
+        for tensor in tensors:
+            if id(tensor) not in self._seen and not _is_held(tensor, tensors):
+                raise UnsupportedOp(
+                    f"A tensor of shape {tuple(tensor.shape)} {self.where()} comes from code that "
+                    "tracing cannot see, such as numpy or a compiled extension. Register a rule "
+                    "for its module with graphs.rule_registry.rule, or turn constants "
+                    "into buffers."
+                )
 
     def apply_rule(
         self,
@@ -304,6 +328,17 @@ CORRECTED = frozenset(
     """.split()
 )
 """Functions whose numbers can depend on channels; pruning/replaying.py says how."""
+
+
+def _is_held(tensor: Tensor, besides: list[Tensor]) -> bool:
+    """Whether an attribute, a global name, a closure or a list holds the tensor.
+
+    Such a tensor was there before the forward pass; what was made in it is held by its frames only.
+    """
+    return any(
+        isinstance(holder, (dict, list, CellType)) and holder is not besides
+        for holder in gc.get_referrers(tensor)
+    )
 
 
 def _spatial(output: Tensor) -> tuple[int, ...]:

@@ -74,6 +74,7 @@ def trace_network(
     outputs = tensor_arguments(output)
     if not outputs:
         raise ValueError(f"The network must return tensors, got {type(output).__name__}.")
+    tracer.refuse_unseen(outputs)
     for value in outputs:
         if tracer.is_traced(value):
             tracer.freeze(tracer.labels(value), "network output")
@@ -109,16 +110,16 @@ def _followed(network: nn.Module, tracer: Tracer) -> Iterator[None]:
     fastpath = torch.backends.mha.get_fastpath_enabled()
     handles: list[Any] = []
     wrapped: list[nn.Module] = []
-    original_apply = torch.autograd.Function.__dict__["apply"]
+    # what Function.apply calls in the end, so that an `apply` taken before is followed too
+    function_base: Any = torch.autograd.Function.__mro__[1]
 
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        return _as_one_call(tracer, class_key(cls), cls, original_apply.__get__(None, cls))(
-            *args, **kwargs
-        )
+    def apply(cls: type, *args: Any) -> Any:
+        run = super(function_base, cls).apply
+        return _as_one_call(tracer, class_key(cls), cls, run)(*args)
 
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment]
+        function_base.apply = classmethod(apply)
         for path, module in network.named_modules():
 
             def enter(module: nn.Module, args: Any, path: str = path) -> None:
@@ -136,7 +137,8 @@ def _followed(network: nn.Module, tracer: Tracer) -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        torch.autograd.Function.apply = original_apply  # type: ignore[method-assign]
+        if "apply" in vars(function_base):
+            del function_base.apply
         for handle in handles:
             handle.remove()
         for module in wrapped:
@@ -151,8 +153,10 @@ def _as_one_call(
     def call(*args: Any, **kwargs: Any) -> Any:
         with torch._C.DisableTorchFunction():
             out = run(*args, **kwargs)
+        tracer.see(tensor_arguments(out))
         if any(tracer.is_traced(value) for value in tensor_arguments((args, kwargs))):
-            tracer.apply_rule(RULES.get(key), key, owner, args, kwargs, out)
+            with torch._C.DisableTorchFunction():
+                tracer.apply_rule(RULES.get(key), key, owner, args, kwargs, out)
         return out
 
     return call

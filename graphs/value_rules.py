@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graphs.labels import shrink, spread, tie_along, varying_axes
-from graphs.rule_registry import argument, rule, tensor_arguments
+from graphs.rule_registry import argument, function_name, rule, tensor_arguments
 from graphs.trace_records import Broadcast
 from graphs.tracer import Tracer
 
@@ -26,7 +26,7 @@ from graphs.tracer import Tracer
 )
 def _elementwise(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     tensors = tensor_arguments((args, kwargs))
-    if func.__name__ == "prelu":
+    if function_name(func) == "prelu":
         _prelu(tracer, tensors, out)
         return
     operands = [tensor for tensor in tensors if tracer.is_traced(tensor)]
@@ -43,7 +43,7 @@ def _elementwise(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor)
             other = _broadcast(tracer.labels(operand), out.shape)
             result = _merge(tracer, result, other, tracer.is_activation(operand))
     for constant in constants:
-        _refuse_to_slice(tracer, result, constant, func.__name__)
+        _refuse_to_slice(tracer, result, constant, function_name(func))
     tracer.put(out, result, tokens)
     activations = [tensor for tensor in tensors if tracer.is_activation(tensor)]
     origins = {tracer.node_of(tensor) for tensor in activations}
@@ -51,7 +51,7 @@ def _elementwise(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor)
         axis = 1 if out.dim() == 4 else out.dim() - 1
         labels = shrink(result).movedim(axis, 0)
         channel_labels = labels.reshape(labels.shape[0], -1)[:, 0].expand(out.shape[axis])
-        kind = "mul" if "mul" in func.__name__ else "add"
+        kind = "mul" if "mul" in function_name(func) else "add"
         tracer.new_node(out, channel_labels, activations, kind)
     elif activations:
         tracer.same_node([out], activations[0])
@@ -141,7 +141,7 @@ def _reduce(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None
         return
     x = tensors[0]
     dims = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
-    if func.__name__ == "norm":
+    if function_name(func) == "norm":
         dims = kwargs.get("dim", args[2] if len(args) > 2 else None)
     dims = list(range(x.dim())) if dims is None else [dims] if isinstance(dims, int) else list(dims)
     reduced = {axis % x.dim() for axis in dims}
@@ -149,7 +149,7 @@ def _reduce(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None
     roots = tracer.forest.roots(tracer.labels(x))
     varying = set(varying_axes(roots))
     if varying & reduced and not varying & set(kept):
-        reason = f"{func.__name__} over channels {tracer.where()}"
+        reason = f"{function_name(func)} over channels {tracer.where()}"
         tracer.freeze(shrink(roots), reason)
         for output in tensor_arguments(out):
             fresh = tracer.forest.fresh(*[1] * output.dim()).expand(output.shape)
@@ -201,9 +201,9 @@ def _mix(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
             tracer.put(output, labels)
             tracer.same_node([output], x)
         return
-    tracer.freeze(shrink(labels), f"{func.__name__} mixes channels {tracer.where()}")
+    tracer.freeze(shrink(labels), f"{function_name(func)} mixes channels {tracer.where()}")
     for output in tensor_arguments(out):
         fresh = tracer.forest.fresh(*output.shape)
-        tracer.freeze(fresh, f"{func.__name__} mixes channels {tracer.where()}")
+        tracer.freeze(fresh, f"{function_name(func)} mixes channels {tracer.where()}")
         tracer.put(output, fresh)
         tracer.same_node([output], x)

@@ -20,6 +20,7 @@ from pruning.scoring import (
     sum_over_scope,
     undisturbed,
 )
+from pruning.slim_attention import multi_head_attention
 
 BATCH_SIZE = 128
 """Samples in one forward pass."""
@@ -90,7 +91,7 @@ def wanda(inputs: ScoringInputs) -> np.ndarray:
         weight, operator = inputs.tensors[name].double().abs(), operators[name]
         # the norms, one row per output channel: each block of a grouped convolution reads its own
         norms = squares[name].sqrt().reshape(operator.groups, -1)
-        norms = norms.repeat_interleave(len(operator.out_units) // operator.groups, 0)
+        norms = norms.repeat_interleave(weight.shape[axes[name]] // operator.groups, 0)
         if axes[name] == 1:
             norms = norms.T  # a transposed convolution's inputs are along axis 0
         return weight * norms.reshape(*norms.shape, *[1] * (weight.dim() - 2))
@@ -171,6 +172,8 @@ class _OperatorInputs(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if name == "multi_head_attention_forward":
+            return self._attend(*args, **kwargs)
         if name in _OPERATOR_FUNCTIONS:
             named = {**dict(zip(("input", "weight"), args, strict=False)), **kwargs}
             operators, weight = self._of_weight.get(id(named["weight"]), ()), id(named["weight"])
@@ -181,6 +184,16 @@ class _OperatorInputs(TorchFunctionMode):
                 rows = x.movedim(-1 if name == "linear" else 1, 0)
                 self._read(operators[call], rows.reshape(len(rows), -1))
         return func(*args, **kwargs)
+
+    def _attend(self, *args: Any, **kwargs: Any) -> Any:
+        """nn.MultiheadAttention in steps: its function computes four linear layers at once."""
+        queries_keys_values, num_heads, packed = args[:3], args[4], args[5]
+        operators = self._of_weight.get(id(packed), ())
+        for operator, x in zip(operators, queries_keys_values, strict=False):
+            self._read(operator, x.movedim(-1, 0).reshape(x.shape[-1], -1))
+        self._calls[id(packed)] += len(operators)
+        with self:  # separate projections, and the last one, are plain linear layers
+            return multi_head_attention(*args, **kwargs, head_dim=args[3] // num_heads)
 
     def check(self) -> None:
         """Refuse a run that called an operator more or less often than the traced one."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from graphs.network_graph import NetworkGraph
 from pruning.plan import PruningPlan
+from pruning.replaying import is_replayed
 from pruning.slimming import Slimmer
 
 ARTEFACT_FORMAT = "topiary-pruned-1"
@@ -79,6 +80,7 @@ def save_pruned(
         "graph": graph.to_json(),
         "plan": plan.to_json(),
         "input_shapes": json.dumps(graph.input_shapes),
+        "executor": "replay" if is_replayed(network) else "swap",
     }
     _write_whole(path, safetensors.torch.save(state, metadata))
 
@@ -108,7 +110,7 @@ def load_pruned(path: str | os.PathLike[str], network: nn.Module | None = None) 
             network = _build(path, file)
     try:
         _check_unpruned(network, file.graph)
-        slimmer = Slimmer(network, file.graph, verify=False)
+        slimmer = Slimmer(network, file.graph, verify=False, executor=file.executor)
         slim = slimmer.materialize(file.plan.keep_set(file.graph))
         slim.load_state_dict(file.state, strict=True)
     except (ValueError, RuntimeError, AttributeError, KeyError) as error:
@@ -125,6 +127,7 @@ class _File:
     kwargs: dict[str, Any]
     graph: NetworkGraph
     plan: PruningPlan
+    executor: str
     state: dict[str, Tensor]
 
 
@@ -154,6 +157,7 @@ def _read(path: Path) -> _File:
             kwargs=dict(builder["kwargs"]),
             graph=NetworkGraph.from_json(metadata["graph"]),
             plan=PruningPlan.from_json(metadata["plan"]),
+            executor=metadata.get("executor", "auto"),
             state=state,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

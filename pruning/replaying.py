@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,10 +145,12 @@ def _reshape(
     sizes = [call.sizes[0].get(axis, size) for axis, size in enumerate(wanted)]
     if call.function in ("expand", "expand_as", "broadcast_to"):
         return x.expand(sizes)
-    return x.reshape([*x.shape[: call.lead], *_traced_sizes(sizes, call, batch)])
+    return x.reshape([*x.shape[: call.lead], *_traced_sizes(x, sizes, call, batch)])
 
 
-def _traced_sizes(sizes: list[Any], call: SlimCall, batch: tuple[int, int] | None) -> list[Any]:
+def _traced_sizes(
+    x: Tensor, sizes: list[Any], call: SlimCall, batch: tuple[int, int] | None
+) -> Sequence[Any]:
     """The sizes of a view, with those of the trace where the code worked some out from channels.
 
     C // heads is wrong once channels are removed. The leading axes that a view leaves alone (batch
@@ -155,16 +158,9 @@ def _traced_sizes(sizes: list[Any], call: SlimCall, batch: tuple[int, int] | Non
     from the trace: it is in the first axis whose size has changed as the batch has.
     """
     sizes, traced = sizes[call.lead :], call.shapes[0][call.lead :]
-    if batch is None and call.lead == 0:
-        # other image sizes or numbers of tokens, which the trace does not know
-        if -1 in sizes and any(a not in (-1, b) for a, b in zip(sizes, traced, strict=True)):
-            raise RuntimeError(
-                f"A view to {tuple(sizes)} was traced as {traced}; on inputs of another size it "
-                "cannot be told which of these numbers depend on channels. Trace the network on "
-                "inputs of this size."
-            )
-        return sizes
-    now, then = batch or (1, 1)
+    if batch is None:  # other image sizes or numbers of tokens, which the trace does not know
+        return _guessed_sizes(x, sizes, traced, call)
+    now, then = batch
     exports = isinstance(now, torch.SymInt)  # the batch is a symbol then, and a test would fix it
     result, found = list(traced), call.lead > 0
     for axis, (size, known) in enumerate(zip(sizes, traced, strict=True)):
@@ -174,6 +170,22 @@ def _traced_sizes(sizes: list[Any], call: SlimCall, batch: tuple[int, int] | Non
             found = isinstance(size, torch.SymInt) if exports else size * then == known * now
             result[axis] = size if found else known
     return result
+
+
+def _guessed_sizes(
+    x: Tensor, sizes: list[Any], traced: tuple[int, ...], call: SlimCall
+) -> Sequence[Any]:
+    """The sizes that the code gives, or those of the trace, whichever hold all elements."""
+    if -1 in sizes and all(a in (-1, b) for a, b in zip(sizes, traced, strict=True)):
+        return sizes
+    elements = math.prod(x.shape[call.lead :])
+    for option in (sizes, traced):
+        if -1 not in option and math.prod(option) == elements:
+            return option
+    raise RuntimeError(
+        f"A view to {tuple(sizes)} was traced as {traced}; on inputs of another size it cannot be "
+        "told which of these numbers depend on channels. Trace the network on inputs of this size."
+    )
 
 
 def _split(func: Any, args: Any, kwargs: Any, call: SlimCall, _: Any) -> Any:
@@ -375,3 +387,8 @@ def replayed(network: nn.Module, graph: NetworkGraph, mask: np.ndarray) -> Itera
     finally:
         network.__class__ = cls
         delattr(network, attribute)
+
+
+def is_replayed(network: nn.Module) -> bool:
+    """Whether a slim network runs by replaying."""
+    return hasattr(type(network), "replay_depth")

@@ -10,7 +10,20 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 
-def slim_multi_head_attention(
+def slim_multi_head_attention(*args: Any, head_dim: int, **kwargs: Any) -> Any:
+    """Same as `multi_head_attention`, as one call to a torch function mode.
+
+    So a network that was pruned before can be traced again.
+    """
+    tensors = tuple(value for value in args if isinstance(value, Tensor))
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            slim_multi_head_attention, tensors, *args, head_dim=head_dim, **kwargs
+        )
+    return multi_head_attention(*args, head_dim=head_dim, **kwargs)
+
+
+def multi_head_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -75,18 +88,6 @@ def slim_multi_head_attention(
     Returns:
         The output (target tokens, B, channels out) and the weights, or None.
     """
-    tensors = (query, key, value, out_proj_weight)
-    if has_torch_function(tensors):  # a network that was pruned before can be traced again
-        return handle_torch_function(
-            slim_multi_head_attention, tensors, query, key, value, embed_dim_to_check, num_heads,
-            in_proj_weight, in_proj_bias, bias_k, bias_v, add_zero_attn, dropout_p,
-            out_proj_weight, out_proj_bias, training=training, key_padding_mask=key_padding_mask,
-            need_weights=need_weights, attn_mask=attn_mask,
-            use_separate_proj_weight=use_separate_proj_weight, q_proj_weight=q_proj_weight,
-            k_proj_weight=k_proj_weight, v_proj_weight=v_proj_weight, static_k=static_k,
-            static_v=static_v, average_attn_weights=average_attn_weights, is_causal=is_causal,
-            head_dim=head_dim,
-        )  # fmt: skip
     rows = out_proj_weight.shape[1]
     weights: tuple[Any, ...] = (q_proj_weight, k_proj_weight, v_proj_weight)
     if in_proj_weight is not None:

@@ -159,7 +159,7 @@ def test_a_damaged_plan_is_refused(graph, field, value, message):
 
 
 def test_a_graph_is_not_a_plan(graph):
-    with pytest.raises(ValueError, match="found 1"):
+    with pytest.raises(ValueError, match="found 2"):
         PruningPlan.from_json(graph.to_json())
 
 
