@@ -18,6 +18,7 @@ from experiments import evaluate_pruned
 from experiments.command_line import CONFIG_FOLDER
 from experiments.identity import RunIdentity
 from experiments.pipeline import run_job
+from graphs.network_graph import NetworkGraph
 
 ROOT = CONFIG_FOLDER.parent
 SMALL = (
@@ -26,6 +27,7 @@ SMALL = (
     "search.evaluations=4",
     "fine_tune.epochs=1",
     "evaluation.latency.min_run_time=0.01",
+    "evaluation.latency.onnxruntime=false",
     "logger=csv",
 )
 NETWORK_KEYS = {
@@ -37,6 +39,7 @@ NETWORK_KEYS = {
     "params",
     "nonzero_params",
     "latency_ms",
+    "latency_onnxruntime_ms",
 }
 
 
@@ -129,6 +132,31 @@ def test_a_run_leaves_every_file_of_the_design(train, capsys):
     printed = capsys.readouterr().out
     for word in ("base", "pruned", "uniform", "latency", "after fine-tuning", "evaluate_pruned"):
         assert word in printed
+
+
+def test_channel_counts_are_rounded_on_request(train):
+    folder, _ = train("agent=random", "round_to=4", "+network.blocks=[1,1,1]", "network.width=8")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["budget"]["met"]
+    assert summary["uniform"]["macs"] <= summary["pruned"]["macs"] <= 0.5 * summary["base"]["macs"]
+    kept = json.loads((folder / "plan.json").read_text())["keep"].values()
+    assert all(len(indices) % 4 == 0 for indices in kept)
+    assert len({len(indices) for indices in kept}) > 1
+    assert summary["latency"]["onnxruntime"] is None
+    with pytest.raises(ValueError, match="round_to must be a whole number, 1 or more, got 0"):
+        train("round_to=0", name="refused")
+
+
+def test_what_the_user_freezes_stays_and_is_reported(train):
+    folder, _ = train("agent=random", "frozen=['layer1.*']", name="frozen")
+    graph = NetworkGraph.from_json((folder / "graph.json").read_text())
+    kept = json.loads((folder / "plan.json").read_text())["keep"]
+    assert kept.keys() == {group.name for group in graph.groups}
+    assert not any(name.startswith("layer1.") for group in graph.groups for name in group.producers)
+    frozen = json.loads((folder / "summary.json").read_text())["frozen"]
+    assert frozen["layer1.0.conv1"] == "frozen by 'layer1.*'"
+    with pytest.raises(ValueError, match=r"'nope', which matches no operator. The operators are: conv1"):
+        train("agent=random", "frozen=[nope]", name="refused")
 
 
 def test_the_same_seed_gives_the_same_metrics_but_for_times(train):
@@ -304,6 +332,7 @@ def test_a_network_and_data_of_the_user_run_from_the_current_folder(tmp_path):
         "logger=csv",
         "fine_tune.epochs=1",
         "evaluation.latency.min_run_time=0.01",
+        "evaluation.latency.onnxruntime=false",
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr

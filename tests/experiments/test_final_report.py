@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -29,13 +31,14 @@ BASE_PARAMS = 36 + 8 + 216 + 12 + 21
 
 @pytest.fixture
 def make_report(tiny_task, tiny_data):
-    def make(epochs=0):
+    def make(epochs=0, onnxruntime=False):
         options = ReportOptions(
             fine_tune={**RECIPE, "epochs": epochs},
             recalibrate=True,
             latency_batch=4,
             latency_threads=1,
             latency_seconds=0.01,
+            latency_onnxruntime=onnxruntime,
         )
         return FinalReport(tiny_task, tiny_data, options)
 
@@ -117,3 +120,52 @@ def test_group_rows_without_decisions_are_whole(tiny_task):
     assert [(row.pruning_ratio, row.pattern, row.masked_ratio) for row in rows] == [
         (0.0, "", 0.0)
     ] * 2
+
+
+def test_latency_in_onnxruntime_stands_beside_that_in_torch(make_report, tiny_task):
+    for name in ("onnx", "onnxruntime"):
+        pytest.importorskip(name, reason="needs the optional dependencies: pip install '.[export]'")
+    report = make_report(onnxruntime=None)
+    assert report.latency_conditions.onnxruntime is None  # nothing is measured yet
+    pruned = report.pruned(tiny_task.candidate([Decision("conv1", ratio=0.5)])).report
+    assert 0 < pruned.latency_onnxruntime_ms < 1000
+    assert pruned.latency_onnxruntime_ms != pruned.latency_ms
+    assert report.latency_conditions.onnxruntime.startswith("onnxruntime 1.")
+    assert report.latency_conditions.runtime == "torch eager"
+
+
+def test_latency_in_onnxruntime_can_be_turned_off(make_report, monkeypatch):
+    monkeypatch.setattr("experiments.final_report.measure_latency_exported", None)
+    report = make_report(onnxruntime=False)
+    assert report.base().report.latency_onnxruntime_ms is None
+    assert report.latency_conditions.onnxruntime is None
+
+
+def test_without_the_packages_one_line_says_what_to_install(
+    make_report, tiny_task, monkeypatch, caplog
+):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    report = make_report(onnxruntime=None)
+    with caplog.at_level("INFO"):
+        networks = [report.base(), report.pruned(tiny_task.candidate([]))]
+    assert [network.report.latency_onnxruntime_ms for network in networks] == [None, None]
+    (line,) = [record.message for record in caplog.records if "onnxruntime" in record.message]
+    assert 'pip install -e ".[export]"' in line
+    assert report.latency_conditions.onnxruntime is None
+
+
+def refuse():
+    raise ValueError("It cannot be exported.")
+
+
+def test_a_network_that_cannot_be_exported_loses_one_number_and_not_the_report(
+    make_report, tiny_task, monkeypatch, caplog
+):
+    pytest.importorskip("onnxscript", reason="needs the optional dependencies")
+    for name in ("pruning.export._program", "torch.onnx.export"):
+        monkeypatch.setattr(name, lambda *_, **__: refuse())
+    with caplog.at_level("INFO"):
+        network = make_report(onnxruntime=True).base()
+    assert network.report.latency_onnxruntime_ms is None
+    assert network.report.latency_ms > 0
+    assert "It cannot be exported." in caplog.text

@@ -11,10 +11,15 @@ from experiments.settings import Settings
 
 GOOD = {
     "seed": 3,
+    "frozen": ["conv1", "layer1.*"],
+    "attention": "head_dims",
+    "round_to": 8,
     "num_threads": 2,
     "cache_dir": "cache",
     "search": {"evaluations": 5, "minutes": None, "max_timesteps": None, "patience": None},
-    "evaluation": {"latency": {"batch": 8, "threads": 1, "min_run_time": 0.1}},
+    "evaluation": {
+        "latency": {"batch": 8, "threads": 1, "min_run_time": 0.1, "onnxruntime": "auto"}
+    },
 }
 
 
@@ -55,6 +60,9 @@ def test_settings_are_read():
     assert (settings.seed, settings.num_threads, settings.evaluations) == (3, 2, 5)
     assert settings.minutes is None
     assert settings.latency_seconds == 0.1
+    assert settings.latency_onnxruntime is None
+    assert settings.round_to == 8
+    assert (settings.frozen, settings.attention) == (("conv1", "layer1.*"), "head_dims")
 
 
 @pytest.mark.parametrize(
@@ -63,6 +71,14 @@ def test_settings_are_read():
         ({"seed": -1}, r"seed must be a whole number, in \[0, 4294967295\], got -1"),
         ({"seed": "abc"}, r"seed must be a whole number.*got 'abc'"),
         ({"seed": True}, r"seed must be a whole number.*got True"),
+        ({"frozen": "conv1"}, r"frozen must be a list of names or shell patterns.*got 'conv1'"),
+        ({"attention": "tails"}, r"attention must be one of heads, head_dims, none, got 'tails'"),
+        ({"round_to": 0}, r"round_to must be a whole number, 1 or more, got 0"),
+        ({"round_to": 2.0}, r"round_to must be a whole number.*got 2\.0"),
+        (
+            {"evaluation": {"latency": {**GOOD["evaluation"]["latency"], "onnxruntime": "yes"}}},
+            r"evaluation\.latency\.onnxruntime must be auto, true or false, got 'yes'",
+        ),
         ({"num_threads": 0}, r"num_threads must be a whole number, 1 or more, got 0"),
         ({"cache_dir": None}, r"cache_dir must be a folder, got None"),
         (
