@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from graphs.network_graph import FROZEN, Group, NetworkGraph
 from patterns.library import PatternLibrary
@@ -172,6 +173,52 @@ class MaskedWeights:
         """Clear the masked weights; takes and ignores what an optimiser hook is given."""
         for parameter, removed in self._removed:
             parameter.masked_fill_(removed, 0.0)
+
+
+class _Masked(nn.Module):
+    """Parametrisation of a weight: the product of a free tensor and a mask.
+
+    Args:
+        mask: True for kept entries.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.masked_fill(~self.get_buffer("mask"), 0.0)
+
+
+def parametrize_masks(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Make masks part of a network: its weights are products of free tensors and masks.
+
+    For training loops that Topiary does not own: no hook has to be called, the masks are buffers of
+    the state dict, and copies keep them. `remove_mask_parametrizations` leaves plain weights.
+
+    Args:
+        network: the network; changed in place.
+        masks: boolean masks (True = kept) by parameter name, in the shape of the parameters.
+
+    Raises:
+        ValueError: a mask for a parameter the network does not have, or of another shape.
+    """
+    MaskedWeights(network, masks)  # refuses what does not fit
+    for name, mask in masks.items():
+        path, _, local = name.rpartition(".")
+        owner = network.get_submodule(path)
+        parametrization = _Masked(mask.to(getattr(owner, local).device, torch.bool))
+        parametrize.register_parametrization(owner, local, parametrization, unsafe=True)
+
+
+def remove_mask_parametrizations(network: nn.Module) -> None:
+    """Undo `parametrize_masks`; the weights keep their values, masked entries exactly zero."""
+    for module in list(network.modules()):
+        if not parametrize.is_parametrized(module):
+            continue
+        for name, those in list(module.parametrizations.items()):  # type: ignore[union-attr, operator]
+            if any(isinstance(each, _Masked) for each in those):
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
 
 def slim_masks(

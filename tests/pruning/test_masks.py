@@ -1,5 +1,7 @@
 """Masks: which entries are zero, exactly, before and after training."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,15 @@ from torch import nn
 from graphs.network_graph import FROZEN, AxisSlice, Group, NetworkGraph, Operator
 from patterns.library import PatternLibrary
 from pruning.keep_set import KeepSet
-from pruning.masks import MaskedWeights, PatternMasks, density, output_axes, slim_masks
+from pruning.masks import (
+    MaskedWeights,
+    PatternMasks,
+    density,
+    output_axes,
+    parametrize_masks,
+    remove_mask_parametrizations,
+    slim_masks,
+)
 
 LIBRARY = PatternLibrary.from_specs(
     [
@@ -202,3 +212,37 @@ def test_output_channels_are_on_axis_zero_unless_the_convolution_is_transposed()
         }
     )
     assert output_axes(transposed) == {"wide.weight": 1}
+
+
+def test_parametrised_masks_hold_through_training_and_copies_and_are_removable():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    generator = torch.Generator().manual_seed(0)
+    masks = {
+        "0.weight": torch.rand(4, 3, 3, 3, generator=generator) > 0.5,
+        "2.weight": torch.rand(2, 16, generator=generator) > 0.5,
+    }
+    names = list(network.state_dict())
+    parametrize_masks(network, masks)
+    network = copy.deepcopy(network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    before = {name: network.get_parameter(f"{name[0]}.parametrizations.weight.original").clone()
+              for name in masks}  # fmt: skip
+    for _ in range(3):
+        optimizer.zero_grad()
+        network(torch.randn(2, 3, 4, 4, generator=generator)).square().sum().backward()
+        optimizer.step()
+    for name, mask in masks.items():
+        weight = network[int(name[0])].weight
+        assert not weight[~mask].any()
+        assert (weight[mask] != before[name][mask]).all()
+    trained = {name: network[int(name[0])].weight.clone() for name in masks}
+    remove_mask_parametrizations(network)
+    assert sorted(network.state_dict()) == sorted(names)
+    for name in masks:
+        assert torch.equal(network.get_parameter(name), trained[name])
+        assert isinstance(network.get_parameter(name), nn.Parameter)
+
+
+def test_a_parametrised_mask_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"mask of 'weight' has the shape \(3,\)"):
+        parametrize_masks(nn.Linear(2, 2), {"weight": torch.ones(3, dtype=torch.bool)})
