@@ -77,11 +77,12 @@ class RatioActions:
         return Assignment(self._counts(ratios), np.zeros_like(self._sizes))
 
     def execute(self, problem: Problem, state: State, action: Any) -> tuple[Assignment, int]:
-        """Round the ratios to channels and let the budget bound them."""
-        ratios = self._ratios(action)
+        """Round the ratios to allowed channel counts and let the budget bound them."""
+        asked = self._asked(problem, state, action)
+        ratios = np.clip(asked, 0.0, self._max_ratio)
         if state.site is None:
             wanted = self._counts(ratios)
-            counts = problem.budget.fit(problem, 1.0 - ratios, wanted)
+            counts = problem.budget.fit(problem, 1.0 - asked, wanted)
             return Assignment(counts, state.assignment.patterns), int((counts != wanted).sum())
         site = state.site
         wanted_count = kept_count(self._task.graph.groups[site], float(ratios[0]))
@@ -112,19 +113,23 @@ class RatioActions:
         return scaled.astype(np.float32)
 
     def uniform(self, problem: Problem, max_macs: int) -> dict[str, float]:
-        """One kept fraction for all groups, topped up by single channels."""
+        """One kept fraction for all groups, topped up channel by channel (or `round_to`)."""
         counts = np.asarray(self._task.uniform_counts(max_macs))
         ratios = (self._sizes - counts) / self._sizes
         return {site.group: float(r) for site, r in zip(self._task.sites, ratios, strict=True)}
 
-    def _ratios(self, action: Any) -> np.ndarray:
-        """Pruning ratios in [0, max_ratio]; values outside [-1, 1] count as the nearest end."""
+    def _asked(self, problem: Problem, state: State, action: Any) -> np.ndarray:
+        """The pruning ratios that an action asks for."""
+        return (self._values(action) + 1.0) / 2.0 * self._max_ratio
+
+    def _values(self, action: Any) -> np.ndarray:
+        """The action, float64 in [-1, 1]; values outside count as the nearest end."""
         values = np.asarray(action, dtype=np.float64)
         if values.shape != self.space.shape or not np.isfinite(values).all():
             raise ValueError(
                 f"An action must be a finite array of shape {self.space.shape}, got {action!r}."
             )
-        return (np.clip(values, -1.0, 1.0) + 1.0) / 2.0 * self._max_ratio
+        return np.clip(values, -1.0, 1.0)
 
     def _counts(self, ratios: np.ndarray) -> np.ndarray:
         groups = self._task.graph.groups

@@ -235,6 +235,7 @@ class Project:
         """The projected counts; `wanted` plays no part."""
         sizes, smallest = problem.sizes, problem.smallest.counts
         macs, budget = problem.task.cost.macs_of_counts, problem.limits.upper
+        floor = problem.task.count_grid.round_down
         logs = np.log(np.maximum(fractions, 1.0 / (2 * sizes)))
 
         def target(shift: float) -> np.ndarray:
@@ -243,17 +244,12 @@ class Project:
         # At the lower end every group is at its smallest, at the upper end at its largest.
         low = float((np.log(smallest / sizes) - logs).min()) - 1e-9
         high = float(-logs.min()) + 1e-9
-        if macs(_floor(target(high))) <= budget:
+        if macs(floor(target(high))) <= budget:
             return sizes.copy()
         for _ in range(60):
             middle = 0.5 * (low + high)
-            low, high = (middle, high) if macs(_floor(target(middle))) <= budget else (low, middle)
-        return problem.task.cost.top_up(_floor(target(low)), target(low), budget)
-
-
-def _floor(target: np.ndarray) -> np.ndarray:
-    """Whole channels; the tolerance keeps 3 - 1e-12 at 3."""
-    return np.floor(target + 1e-9).astype(np.int64)
+            low, high = (middle, high) if macs(floor(target(middle))) <= budget else (low, middle)
+        return problem.task.cost.top_up(floor(target(low)), target(low), budget)
 
 
 def _check(relative_macs: float, cost: str) -> None:
@@ -282,6 +278,6 @@ def _reachable(relative_macs: float, cost: str, base: int, smallest: int) -> int
             f"The budget of {relative_macs:g} of the {cost} cannot be reached: the smallest "
             f"network these actions lead to has {reachable:.4f}. Raise budget.relative_macs, or "
             f"let actions remove more (env.max_ratio for ratios; patterns, or "
-            f"budget.cost=nonzero_macs for masks, with pattern actions)."
+            f"budget.cost=nonzero_macs for masks, with pattern actions; a smaller round_to)."
         )
     return upper

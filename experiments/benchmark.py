@@ -1,4 +1,4 @@
-"""Measures Topiary itself: python -m experiments.benchmark engine.
+"""Measures Topiary itself: python -m experiments.benchmark engine (or importance).
 
 Every figure stands beside its yardstick of the same run, because machines are shared and noisy.
 """
@@ -9,6 +9,7 @@ import argparse
 import copy
 import gc
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments import benchmark_importance
 from experiments.command_line import run_command
 from graphs.tracing import trace_network
 from networks.digits import digits_resnet
@@ -186,8 +188,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 when a count or a comparison is wrong.
     """
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__)
-    parser.add_argument("benchmark", choices=["engine"], help="what is measured")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments[:1]) == ["importance"]:
+        return benchmark_importance.main(arguments[1:])
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmark",
+        description=__doc__,
+        epilog="The options are those of engine; for the others: importance --help.",
+    )
+    parser.add_argument("benchmark", choices=["engine", "importance"], help="what is measured")
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--episodes", type=int, default=500, help="apply and undo so often")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")

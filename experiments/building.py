@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from experiments.command_line import closest
+from experiments.settings import Settings
+from graphs.network_graph import NetworkGraph
+from graphs.tracing import trace_network
 from networks.checkpoints import load_checkpoint
 from networks.data import DataSplits
 
@@ -156,6 +159,19 @@ def example_inputs(data: DataSplits) -> Tensor:
     """One normalised sample, of the calibration split, to trace a network with."""
     inputs, _ = next(iter(data.search.calibration.batches(1)))
     return inputs
+
+
+def trace(network: nn.Module, data: DataSplits, settings: Settings) -> NetworkGraph:
+    """The graph of the network, with what the user froze and rounded.
+
+    Raises:
+        UnsupportedOp: the network does something the tracer does not know.
+        ValueError: `frozen` names no operator.
+    """
+    graph = trace_network(
+        network, example_inputs(data), frozen=settings.frozen, attention=settings.attention
+    )
+    return graph.rounded(settings.round_to)
 
 
 def check_outputs(network: nn.Module, data: DataSplits) -> None:

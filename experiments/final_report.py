@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,11 +17,13 @@ from networks.data import DataSplits
 from pruning.evaluation import top1_accuracy
 from pruning.fine_tuning import fine_tune
 from pruning.keep_set import KeepSet
-from pruning.latency import measure_latency
+from pruning.latency import measure_latency, measure_latency_exported
 from pruning.masks import slim_masks
 from pruning.plan import Candidate
 from pruning.recalibration import recalibrate_batch_norm
 from pruning.task import PruningTask
+
+log = logging.getLogger(__name__)
 
 StepProgress = Callable[[int, int, float], None]
 """Called after every training step with steps done, steps in total and the loss."""
@@ -35,7 +38,8 @@ class ReportOptions:
         recalibrate: whether batch norms are recalibrated before the test, as in the search.
         latency_batch: samples per batch, at least 1.
         latency_threads: CPU threads, at least 1.
-        latency_seconds: seconds of repeats per network.
+        latency_seconds: seconds of repeats per network and runtime.
+        latency_onnxruntime: whether to measure in onnxruntime too; None for where it is installed.
     """
 
     fine_tune: Mapping[str, Any]
@@ -43,6 +47,7 @@ class ReportOptions:
     latency_batch: int
     latency_threads: int
     latency_seconds: float
+    latency_onnxruntime: bool | None
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ class FinalReport:
         self.task = task
         self.data = data
         self.options = options
+        self._uses_onnxruntime = options.latency_onnxruntime is not False
+        self._onnxruntime: str | None = None
 
     def base(self) -> FinalNetwork:
         """The unpruned network; neither recalibrated nor fine-tuned."""
@@ -89,6 +96,7 @@ class FinalReport:
             params=task.cost.base_params,
             nonzero_params=task.cost.base_params,
             latency_ms=self._latency(network),
+            latency_onnxruntime_ms=self._latency_onnxruntime(network),
         )
         self._check_macs(network, report.macs)
         return FinalNetwork(network, report, self._correct(test.accuracy))
@@ -119,6 +127,7 @@ class FinalReport:
             params=task.cost.params(candidate.keep),
             nonzero_params=task.cost.nonzero_params(candidate.keep, masks),
             latency_ms=self._latency(network),
+            latency_onnxruntime_ms=self._latency_onnxruntime(network),
         )
         self._check_macs(network, report.macs)
         if int(self.options.fine_tune["epochs"]) > 0:
@@ -136,7 +145,12 @@ class FinalReport:
     @property
     def latency_conditions(self) -> LatencyConditions:
         """What the latencies are measured with."""
-        return LatencyConditions("torch eager", self._batch.shape[0], self.options.latency_threads)
+        return LatencyConditions(
+            runtime="torch eager",
+            batch=self._batch.shape[0],
+            threads=self.options.latency_threads,
+            onnxruntime=self._onnxruntime,
+        )
 
     @property
     def _batch(self) -> Tensor:
@@ -151,6 +165,24 @@ class FinalReport:
             threads=self.options.latency_threads,
             min_run_time=self.options.latency_seconds,
         ).median_ms
+
+    def _latency_onnxruntime(self, network: nn.Module) -> float | None:
+        """Milliseconds in onnxruntime; None, with one line in the log, where that cannot be."""
+        if not self._uses_onnxruntime:
+            return None
+        try:
+            latency = measure_latency_exported(
+                network,
+                self._batch,
+                threads=self.options.latency_threads,
+                min_run_time=self.options.latency_seconds,
+            )
+        except ValueError as error:  # the search is over: a missing number, not a lost report
+            self._uses_onnxruntime = False
+            log.info("Latency in onnxruntime is not measured. %s", error)
+            return None
+        self._onnxruntime = latency.runtime
+        return latency.median_ms
 
     def _correct(self, accuracy: float) -> int | None:
         counts_images = self.task.evaluator.metric is top1_accuracy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from experiments.building import (
     build_data,
     build_network,
     check_outputs,
-    example_inputs,
     own_options,
+    trace,
 )
 from experiments.final_report import FinalReport, ReportOptions
 from experiments.identity import RunIdentity
@@ -30,9 +31,9 @@ from experiments.run_folder import RunFolder, write_json, write_text
 from experiments.search_stage import build_parts, search
 from experiments.settings import Settings
 from experiments.sinks import KeptOpen, open_mirrors
-from graphs.tracing import trace_network
 from networks.data import DataSplits
 from networks.pretrained import pretrain
+from pruning.onnx_runtime import require_packages
 from pruning.task import PruningTask
 
 log = logging.getLogger(__name__)
@@ -58,11 +59,14 @@ def run_job(config: DictConfig, folder: Path, identity: RunIdentity) -> float:
         plain[section] = own_options(section, plain[section], identity.overrides)
     settings = Settings.from_config(plain, show_progress=shows_progress(plain["progress_bar"]))
     torch.set_num_threads(settings.num_threads)
+    if settings.latency_onnxruntime:  # asked for by name: better refused now than missed at the end
+        require_packages("onnx", "onnxruntime")
     seed_everything(settings.seed)
     run = RunFolder(folder)
     write_text(run.config, OmegaConf.to_yaml(OmegaConf.create(plain)))
 
     build_parts(config)  # refuses what is out of range before anything costs time
+    instantiate(config.reconstruction)  # likewise
     data = build_data(plain["data"])
     splits = {name: list(indices) for name, indices in data.indices.items()}
     write_json(run.splits, {"data": data.name, "indices": splits})
@@ -74,6 +78,8 @@ def run_job(config: DictConfig, folder: Path, identity: RunIdentity) -> float:
         len(task.sites), task.base.accuracy,
     )  # fmt: skip
 
+    write_text(run.graph, task.graph.to_json())
+    _log_what_stays(task.graph.frozen)
     with open_mirrors(plain, folder, identity) as mirrors:
         found = search(config, settings, task, run, [KeptOpen(mirror) for mirror in mirrors])
         report = FinalReport(task, data, report_options(config, plain, settings))
@@ -83,6 +89,17 @@ def run_job(config: DictConfig, folder: Path, identity: RunIdentity) -> float:
     write_json(run.summary, summary.to_dict())
     print_report(summary, folder)
     return summary.best_reward
+
+
+def _log_what_stays(frozen: Mapping[str, str]) -> None:
+    """Say which channels cannot be removed, and why; inputs and outputs go without saying."""
+    places: dict[str, list[str]] = {}
+    for place, reason in frozen.items():
+        if reason not in ("network input", "network output"):
+            places.setdefault(reason, []).append(place)
+    for reason, those in places.items():
+        more = f" and {len(those) - 3} more" if len(those) > 3 else ""
+        log.info("These channels stay: %s%s (%s)", ", ".join(those[:3]), more, reason)
 
 
 def seed_everything(seed: int) -> None:
@@ -136,12 +153,13 @@ def build_task(
     }
     return PruningTask(
         network,
-        trace_network(network, example_inputs(data)),
+        trace(network, data, settings),
         data.search,
         library=instantiate(config.patterns),
         recalibrate=bool(plain["evaluation"]["recalibrate"]),
         evaluator_options=options,
         seed=settings.seed,
+        reconstruction=instantiate(config.reconstruction) or None,
         **plain["importance"],
     )
 
@@ -154,4 +172,5 @@ def report_options(config: DictConfig, plain: dict[str, Any], settings: Settings
         latency_batch=settings.latency_batch,
         latency_threads=settings.latency_threads,
         latency_seconds=settings.latency_seconds,
+        latency_onnxruntime=settings.latency_onnxruntime,
     )

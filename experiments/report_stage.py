@@ -85,6 +85,7 @@ def write_report(
         base=base.report,
         pruned=pruned.report,
         uniform=uniform.report,
+        frozen=dict(task.graph.frozen),
         latency=report.latency_conditions,
         pruned_file=_pruned_file(run, pruned, len(report.data.test)),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from experiments.summary import NetworkReport, Summary
+from experiments.summary import Summary
 
 EARLY_ENDS = {
     "interrupted": "The search was ended early by Ctrl-C; this is the best plan until then.",
@@ -48,7 +48,11 @@ def print_report(summary: Summary, folder: Path) -> None:
     table.add_row("parameters", *(_of(report.params, base.params) for report in reports))
     if any(report.nonzero_params != report.params for report in reports):
         table.add_row("  non-zero", *(_of(r.nonzero_params, base.params) for r in reports))
-    table.add_row("latency", *(_latency(report) for report in reports))
+    table.add_row("latency", *(_milliseconds(report.latency_ms) for report in reports))
+    if any(report.latency_onnxruntime_ms is not None for report in reports):
+        table.add_row(
+            "  in onnxruntime", *(_milliseconds(r.latency_onnxruntime_ms) for r in reports)
+        )
     console = Console(soft_wrap=False)
     console.print()
     console.print(table)
@@ -69,10 +73,11 @@ def print_report(summary: Summary, folder: Path) -> None:
 def _caption(summary: Summary) -> str:
     latency = summary.latency
     cost = "MACs" if summary.budget_cost == "macs" else "MACs of non-zero weights"
+    runtimes = " and ".join(name for name in (latency.runtime, latency.onnxruntime) if name)
     threads = "thread" if latency.threads == 1 else "threads"
     return (
         f"uniform: every group pruned alike, at equal {cost}; same fine-tuning\n"
-        f"latency: {latency.runtime}, batch {latency.batch}, {latency.threads} {threads}"
+        f"latency: {runtimes}, batch {latency.batch}, {latency.threads} {threads}"
     )
 
 
@@ -86,5 +91,5 @@ def _of(value: int, base: int) -> str:
     return f"{number}{share}"
 
 
-def _latency(report: NetworkReport) -> str:
-    return f"{report.latency_ms:.2f} ms"
+def _milliseconds(latency: float | None) -> str:
+    return "–" if latency is None else f"{latency:.2f} ms"

@@ -31,6 +31,11 @@ class RunFolder:
         return self.path / "plan.json"
 
     @property
+    def graph(self) -> Path:
+        """The traced network, readable with `NetworkGraph.from_json`."""
+        return self.path / "graph.json"
+
+    @property
     def agent(self) -> Path:
         """The trained agent, for agents that can be saved."""
         return self.path / "agent.zip"

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graphs.tracer import ATTENTION
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -14,6 +16,9 @@ class Settings:
 
     Attributes:
         seed: seed of python, NumPy, torch, the agent and the fine-tuning.
+        frozen: operators whose output channels stay, by name or shell pattern.
+        attention: what attention can lose, one of graphs.tracer.ATTENTION.
+        round_to: kept channels of every group are a multiple of this, or all of them.
         num_threads: CPU threads of torch.
         show_progress: whether progress bars are drawn.
         cache_dir: folder of the networks that were trained here once.
@@ -23,10 +28,15 @@ class Settings:
         patience: episodes in a row without a new plan after which it ends, or None.
         latency_batch: samples per batch when latency is measured.
         latency_threads: CPU threads when latency is measured.
-        latency_seconds: seconds of repeats per network.
+        latency_seconds: seconds of repeats per network and runtime.
+        latency_onnxruntime: whether latency is measured in onnxruntime too; None for when the
+            packages are installed.
     """
 
     seed: int
+    frozen: tuple[str, ...]
+    attention: str
+    round_to: int
     num_threads: int
     show_progress: bool
     cache_dir: Path
@@ -37,6 +47,7 @@ class Settings:
     latency_batch: int
     latency_threads: int
     latency_seconds: float
+    latency_onnxruntime: bool | None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, show_progress: bool) -> Settings:
@@ -55,6 +66,9 @@ class Settings:
             raise ValueError(f"cache_dir must be a folder, got {cache_dir!r}.")
         return cls(
             seed=_whole("seed", config["seed"], lowest=0, highest=2**32 - 1),
+            frozen=_names("frozen", config["frozen"]),
+            attention=_one_of("attention", config["attention"], ATTENTION),
+            round_to=_whole("round_to", config["round_to"], lowest=1),
             num_threads=_whole("num_threads", config["num_threads"], lowest=1),
             show_progress=show_progress,
             cache_dir=Path(cache_dir).expanduser(),
@@ -66,6 +80,7 @@ class Settings:
             latency_threads=_whole("evaluation.latency.threads", latency["threads"], lowest=1),
             latency_seconds=_positive("evaluation.latency.min_run_time", latency["min_run_time"])
             or 0.5,
+            latency_onnxruntime=_switch("evaluation.latency.onnxruntime", latency["onnxruntime"]),
         )
 
 
@@ -75,6 +90,30 @@ def _whole(key: str, value: Any, *, lowest: int, highest: int | None = None) -> 
         bound = f"{lowest} or more" if highest is None else f"in [{lowest}, {highest}]"
         raise ValueError(f"{key} must be a whole number, {bound}, got {value!r}.")
     return int(value)
+
+
+def _names(key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError(
+            f"{key} must be a list of names or shell patterns such as [conv1,'layer1.*'], "
+            f"got {value!r}."
+        )
+    return tuple(value)
+
+
+def _one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{key} must be one of {', '.join(allowed)}, got {value!r}.")
+    return str(value)
+
+
+def _switch(key: str, value: Any) -> bool | None:
+    """True, False, or None for "auto"."""
+    if value == "auto":
+        return None
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} must be auto, true or false, got {value!r}.")
+    return value
 
 
 def _whole_or_none(key: str, value: Any) -> int | None:

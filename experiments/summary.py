@@ -19,6 +19,7 @@ class NetworkReport:
         params: parameters of the slim network.
         nonzero_params: parameters that are not masked.
         latency_ms: median time of one batch, in milliseconds.
+        latency_onnxruntime_ms: the same in onnxruntime; None when it was not measured.
     """
 
     reward_accuracy: float
@@ -29,6 +30,7 @@ class NetworkReport:
     params: int
     nonzero_params: int
     latency_ms: float
+    latency_onnxruntime_ms: float | None
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,13 @@ class LatencyConditions:
         runtime: name of the runtime.
         batch: samples per batch.
         threads: threads of the runtime.
+        onnxruntime: name and version of the second runtime; None when it was not measured.
     """
 
     runtime: str
     batch: int
     threads: int
+    onnxruntime: str | None
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Summary:
         base: the network before pruning.
         pruned: the network the best plan gives.
         uniform: every group pruned by the same fraction, at equal MACs as the budget counts them.
+        frozen: reasons why channels could not be removed, by operator or tensor.
         latency: how latencies were measured.
         pruned_file: what the saved network reproduces.
     """
@@ -113,6 +118,7 @@ class Summary:
     base: NetworkReport
     pruned: NetworkReport
     uniform: NetworkReport
+    frozen: dict[str, str]
     latency: LatencyConditions
     pruned_file: PrunedFile
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from graphs.network_graph import FROZEN, NetworkGraph, Operator
-from pruning.keep_set import KeepSet
+from pruning.keep_set import CountGrid, KeepSet, count_steps
 
 
 class CostModel:
@@ -33,6 +33,9 @@ class CostModel:
     def __init__(self, graph: NetworkGraph) -> None:
         self._graph = graph
         self._full_counts = np.array([group.size for group in graph.groups], dtype=np.float64)
+        self._grid = CountGrid(graph.groups)
+        is_rounded = any(group.round_to > 1 for group in graph.groups)
+        self._remainder_unit = self._full_counts if is_rounded else np.ones(len(graph.groups))
         self._op_rows = _Bilinear(graph)
         for operator in graph.operators:
             for factor, axes in _mac_terms(operator):
@@ -97,23 +100,27 @@ class CostModel:
             budget_macs: upper bound on the MACs, inclusive.
 
         Returns:
-            A count between 0 and the group's size; 0 when not even one channel fits.
+            The group's size, a multiple of its `round_to`, or 0 when not even the least of these
+            fits.
         """
-        size = self._graph.groups[group].size
-        options = np.tile(np.asarray(counts, dtype=np.float64), (size + 1, 1))
-        options[:, group] = np.arange(size + 1)
+        widths = np.append(0, count_steps(self._graph.groups[group]))
+        options = np.tile(np.asarray(counts, dtype=np.float64), (len(widths), 1))
+        options[:, group] = widths
         # MACs grow with every count, so the affordable widths are a prefix.
         affordable = np.asarray(self.macs_of_counts(options)) <= budget_macs
         affordable[0] = True
-        return int(np.flatnonzero(affordable)[-1])
+        return int(widths[np.flatnonzero(affordable)[-1]])
 
     def top_up(
         self, counts: Sequence[int] | np.ndarray, wanted: np.ndarray, budget_macs: float
     ) -> np.ndarray:
         """Add single channels, the largest remainder first, while any fits the budget.
 
+        Where `round_to` is above 1 a step is that many channels (the last one may be shorter), and
+        remainders are compared as fractions of the group: as many channels is more for a small one.
+
         Args:
-            counts: kept channels per group to start from, shape (num_groups,).
+            counts: allowed kept channels per group to start from, shape (num_groups,).
             wanted: kept channels before rounding; `wanted - counts` is the remainder.
             budget_macs: upper bound on the MACs, inclusive.
 
@@ -121,13 +128,15 @@ class CostModel:
             Kept channels per group, int64 of shape (num_groups,).
         """
         counts = np.array(counts, dtype=np.int64)
-        one_more = np.eye(len(counts), dtype=np.int64)
         while True:
-            macs = np.asarray(self.macs_of_counts(counts + one_more))
+            larger = self._grid.next_up(counts)
+            macs = np.asarray(self.macs_of_counts(counts + np.diag(larger - counts)))
             fits = (macs <= budget_macs) & (counts < self._full_counts)
             if not fits.any():
                 return counts
-            counts[int(np.argmax(np.where(fits, wanted - counts, -np.inf)))] += 1
+            remainder = (wanted - counts) / self._remainder_unit
+            chosen = int(np.argmax(np.where(fits, remainder, -np.inf)))
+            counts[chosen] = larger[chosen]
 
     def nonzero_macs(self, keep: KeepSet, masks: Mapping[str, torch.Tensor]) -> int:
         """MACs of the weights that are not masked, in the slim network.
@@ -171,18 +180,18 @@ class CostModel:
 
 
 class _Bilinear:
-    """Rows c * (A1 @ n + b1) * (A2 @ n + b2); rows with more factors keep the rest in a list."""
+    """Rows c * (A1 @ n + b1) * (A2 @ n + b2), and a third factor where a row has one."""
 
     def __init__(self, graph: NetworkGraph) -> None:
         self._graph = graph
         self._constants: list[float] = []
-        self._axes: list[list[tuple[np.ndarray, float]]] = [[], []]
+        self._axes: list[list[tuple[np.ndarray, float]]] = [[], [], []]
 
     def add(self, constant: float, axes: Sequence[tuple[int, ...]]) -> None:
         """Append the row constant * product over axes of the kept positions of that axis."""
-        assert len(axes) <= 2, "a tensor with more than two channel axes has no cost row"
+        assert len(axes) <= 3, "a tensor with more than three channel axes has no cost row"
         self._constants.append(float(constant))
-        for number in range(2):
+        for number in range(3):
             if number < len(axes):
                 self._axes[number].append(self._position_counts(axes[number]))
             else:
@@ -192,23 +201,28 @@ class _Bilinear:
         """Stack the rows once all are added."""
         shape = (len(self._constants), len(self._graph.groups))
         self._c = np.array(self._constants)
-        self._matrices = [
-            np.array([row for row, _ in axis], dtype=np.float64).reshape(shape).T.copy()
-            for axis in self._axes
+        used = [number for number, axis in enumerate(self._axes) if number < 2 or _matters(axis)]
+        self._factors = [
+            (
+                np.array([row for row, _ in self._axes[number]], dtype=np.float64)
+                .reshape(shape)
+                .T.copy(),
+                np.array([offset for _, offset in self._axes[number]]),
+            )
+            for number in used
         ]
-        self._offsets = [np.array([offset for _, offset in axis]) for axis in self._axes]
 
     def values(self, counts: np.ndarray) -> np.ndarray:
         """Value of every row, shape (batch, num_rows), for counts of shape (batch, num_groups)."""
-        first = counts @ self._matrices[0] + self._offsets[0]
-        second = counts @ self._matrices[1] + self._offsets[1]
-        return first * second * self._c
+        return self._products(counts) * self._c
 
     def total(self, counts: np.ndarray) -> np.ndarray:
         """Sum over the rows, shape (batch,)."""
-        first = counts @ self._matrices[0] + self._offsets[0]
-        second = counts @ self._matrices[1] + self._offsets[1]
-        return (first * second) @ self._c
+        return self._products(counts) @ self._c
+
+    def _products(self, counts: np.ndarray) -> np.ndarray:
+        first, second, *third = (counts @ matrix + offset for matrix, offset in self._factors)
+        return first * second * third[0] if third else first * second
 
     def _position_counts(self, units: tuple[int, ...]) -> tuple[np.ndarray, float]:
         """Positions of an axis that belong to each group, and the number that stay in any case.
@@ -229,6 +243,11 @@ class _Bilinear:
         return row, frozen
 
 
+def _matters(axis: list[tuple[np.ndarray, float]]) -> bool:
+    """Whether a factor is other than 1 in some row."""
+    return any(row.any() or offset != 1.0 for row, offset in axis)
+
+
 def _mac_terms(operator: Operator) -> list[tuple[float, list[tuple[int, ...]]]]:
     """(constant, axes) terms whose sum is the operator's MACs."""
     if operator.kind == "attention":
@@ -240,4 +259,6 @@ def _mac_terms(operator: Operator) -> list[tuple[float, list[tuple[int, ...]]]]:
     kernel = operator.positions * math.prod(operator.kernel_size)
     if operator.depthwise:
         return [(kernel, [operator.out_units])]
+    if operator.repeat_units:
+        return [(kernel, [operator.in_units, operator.out_units, operator.repeat_units])]
     return [(kernel / operator.groups, [operator.in_units, operator.out_units])]

@@ -12,6 +12,7 @@ from graphs.network_graph import NetworkGraph
 from networks.data import SampleSet
 from pruning.activation_importance import activation_mean, apoz, wanda
 from pruning.gradient_importance import obd, taylor
+from pruning.lasso import lasso
 from pruning.scoring import (
     SCOPES,
     Loss,
@@ -44,14 +45,14 @@ def score_groups(
         graph: its trace.
         criterion: a key of CRITERIA; the function of that name says what it computes. From weights
             alone: "l1", "l2", "bn_gamma", "fpgm"; from gradients: "taylor", "obd"; from
-            activations: "apoz", "activation_mean", "wanda"; "random" is uniform.
+            activations: "apoz", "activation_mean", "wanda", "lasso"; "random" is uniform.
         data: samples, for criteria from gradients or activations; all of them are used.
         scope: weights that "l1", "l2", "taylor", "obd" and "wanda" read; the others have no
             choice. "producer": the filters that compute the channel, without bias, as in "Pruning
             Filters for Efficient ConvNets" (https://arxiv.org/abs/1608.08710); "consumer": the
             kernels that read it; "group": every parameter that goes away with it, as in DepGraph
             (https://arxiv.org/abs/2301.12900).
-        seed: seed of "random".
+        seed: seed of "random" and of the positions that "lasso" samples.
         loss: from outputs and targets of a batch to the mean loss, differentiable; read by
             "taylor" and "obd". None for cross-entropy.
 
@@ -166,5 +167,6 @@ CRITERIA: dict[str, Criterion] = {
     "apoz": apoz,
     "activation_mean": activation_mean,
     "wanda": wanda,
+    "lasso": lasso,
 }
 """The criteria by name."""

@@ -16,13 +16,14 @@ class InfeasibleKeep(ValueError):  # noqa: N818 - named after what it refuses
 
 
 def kept_count(group: Group, pruning_ratio: float) -> int:
-    """Channels left when `pruning_ratio` of a group is removed; half a channel rounds to removal.
+    """Channels left when `pruning_ratio` of a group is removed; halfway cases round to removal.
 
     Args:
         group: the dependency group.
         pruning_ratio: fraction removed, in [0, 1].
 
     Returns:
+        The allowed count nearest to (1 - ratio) * size: for `round_to` 1,
         max(min_keep, size - floor(ratio * size + 0.5)).
 
     Raises:
@@ -32,8 +33,73 @@ def kept_count(group: Group, pruning_ratio: float) -> int:
         raise ValueError(
             f"Pruning ratio must be in [0, 1], got {pruning_ratio} for group {group.name!r}."
         )
-    removed = math.floor(pruning_ratio * group.size + 0.5)
-    return max(group.min_keep, group.size - removed)
+    return max(group.min_keep, unclipped_count(group, pruning_ratio))
+
+
+def unclipped_count(group: Group, pruning_ratio: float) -> int:
+    """What `kept_count` would be if a group might lose all its channels.
+
+    Args:
+        group: the dependency group.
+        pruning_ratio: fraction removed, in [0, 1].
+
+    Returns:
+        The nearest of 0, the multiples of `round_to` and the size; ties go to the smaller one.
+    """
+    if group.round_to == 1:
+        return group.size - math.floor(pruning_ratio * group.size + 0.5)
+    removals = group.size - np.append(0, count_steps(group))
+    distance = np.abs(removals - pruning_ratio * group.size)
+    return group.size - int(removals[np.argmin(distance)])  # the first: most is removed
+
+
+def count_steps(group: Group) -> np.ndarray:
+    """Multiples of the group's `round_to`, then its size: ascending int64, without 0.
+
+    `min_keep` is left to the caller.
+    """
+    return np.union1d(np.arange(group.round_to, group.size + 1, group.round_to), [group.size])
+
+
+def allowed_counts(group: Group) -> np.ndarray:
+    """Every count of channels that may be kept, ascending int64; the last is the group's size."""
+    steps = count_steps(group)
+    return steps[steps >= group.min_keep]
+
+
+class CountGrid:
+    """The allowed counts of all groups together, for code that moves many counts at once.
+
+    Args:
+        groups: the graph's groups.
+    """
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self._sizes = np.array([group.size for group in groups], dtype=np.int64)
+        self._steps = np.array([group.round_to for group in groups], dtype=np.int64)
+        self._min_keep = np.array([group.min_keep for group in groups], dtype=np.int64)
+
+    def round_down(self, wanted: np.ndarray) -> np.ndarray:
+        """The largest allowed counts that are not above `wanted`, at least min_keep.
+
+        Args:
+            wanted: kept channels before rounding, shape (num_groups,).
+
+        Returns:
+            Counts, int64 of shape (num_groups,).
+        """
+        # the tolerance keeps 3 - 1e-12 at 3
+        whole = np.floor(wanted + 1e-9).astype(np.int64)
+        rounded = np.where(whole >= self._sizes, self._sizes, whole - whole % self._steps)
+        return np.maximum(rounded, self._min_keep)
+
+    def next_up(self, counts: np.ndarray) -> np.ndarray:
+        """The next larger count of every group, int64 (num_groups,); full groups stay as they are.
+
+        Args:
+            counts: kept channels, int64 of shape (num_groups,).
+        """
+        return np.minimum((counts // self._steps + 1) * self._steps, self._sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +183,8 @@ class KeepSet:
             scores: as in `from_ratios`.
 
         Raises:
-            InfeasibleKeep: a count is below min_keep or above the group's size.
+            InfeasibleKeep: a count is below min_keep, above the group's size, or neither the size
+                nor a multiple of the group's `round_to`.
             ValueError: unknown group or scores of a wrong shape.
         """
         if not isinstance(counts, Mapping):
@@ -131,6 +198,11 @@ class KeepSet:
                 raise InfeasibleKeep(
                     f"Group {name!r} must keep between {group.min_keep} and {group.size} channels, "
                     f"got {count}."
+                )
+            if count % group.round_to and count != group.size:
+                raise InfeasibleKeep(
+                    f"Group {name!r} must keep a multiple of {group.round_to} channels or all "
+                    f"{group.size}, got {count}. Change the count, or round_to."
                 )
             units = np.asarray(group.units)
             if scores is None:
@@ -148,13 +220,21 @@ class KeepSet:
 
     @classmethod
     def random(cls, graph: NetworkGraph, rng: np.random.Generator) -> KeepSet:
-        """A random number of random channels in every group, at least min_keep."""
-        counts = {g.name: int(rng.integers(g.min_keep, g.size + 1)) for g in graph.groups}
+        """A random allowed number of random channels in every group, at least min_keep."""
+        # integers() and not choice(): with round_to 1 a seed gives the keep-sets it always gave
+        counts = {
+            g.name: int(options[rng.integers(len(options))])
+            for g in graph.groups
+            for options in [allowed_counts(g)]
+        }
         return cls.from_counts(graph, counts, {g.name: rng.random(g.size) for g in graph.groups})
 
     @classmethod
     def from_indices(cls, graph: NetworkGraph, kept: Mapping[str, Sequence[int]]) -> KeepSet:
         """Keep exactly the named channels; groups left out stay whole.
+
+        What was decided elsewhere is executed as it is: `round_to` plays no part here, nor does
+        the min_keep that comes with it.
 
         Raises:
             InfeasibleKeep: an index that the group does not have, or fewer than min_keep channels.
@@ -167,10 +247,10 @@ class KeepSet:
                 raise InfeasibleKeep(
                     f"Group {name!r} has channels 0 to {group.size - 1}, got {list(indices)}."
                 )
-            if len(chosen) < group.min_keep:
+            fewest = group.min_keep if group.round_to == 1 else 1
+            if len(chosen) < fewest:
                 raise InfeasibleKeep(
-                    f"Group {name!r} must keep at least {group.min_keep} channels, "
-                    f"got {len(chosen)}."
+                    f"Group {name!r} must keep at least {fewest} channels, got {len(chosen)}."
                 )
             units = np.asarray(group.units)
             mask[units] = False

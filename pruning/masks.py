@@ -260,8 +260,9 @@ def output_axes(graph: NetworkGraph) -> dict[str, int]:
         if operator.weight:
             first = units.get((operator.weight, 0))
             second = units.get((operator.weight, 1))
-            transposed = second == operator.out_units and first != operator.out_units
-            axes[operator.weight] = int(transposed)
+            # outputs that all stay are not listed, so the inputs tell them apart then
+            transposed = second == operator.out_units or first == operator.in_units
+            axes[operator.weight] = int(transposed and first != operator.out_units)
     return axes
 
 

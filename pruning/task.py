@@ -13,11 +13,11 @@ from graphs.network_graph import NetworkGraph
 from networks.data import SearchSplits
 from patterns.library import PatternLibrary
 from pruning.cost import CostModel
-from pruning.evaluation import Evaluator
 from pruning.importance import score_groups
-from pruning.keep_set import KeepSet, kept_count
+from pruning.keep_set import CountGrid, KeepSet, count_steps, kept_count, unclipped_count
 from pruning.masks import MaskChoice, PatternMasks
 from pruning.plan import Candidate, Decision, PruningPlan
+from pruning.reconstruction import ReconstructingEvaluator, Reconstruction
 from pruning.slimming import Slimmer
 
 
@@ -49,6 +49,8 @@ class PruningTask:
         evaluator_options: further arguments of `Evaluator`.
         seed: seed of the random criterion.
         scope: weights that the norm criteria read, see `pruning.importance.score_groups`.
+        reconstruction: how the weights that are left are refitted, on the calibration split, before
+            anything is measured or saved; None leaves them as they are.
 
     Attributes:
         sites: one site per group, in graph order.
@@ -59,6 +61,7 @@ class PruningTask:
         base: the unpruned network on the reward split; not counted as an evaluation.
         valid: which pattern makes sense at which site, bool, shape (num_sites, len(library)).
         min_macs: MACs of the smallest reachable network.
+        count_grid: the allowed kept counts of the groups.
 
     Raises:
         ValueError: the network has no group to prune.
@@ -76,6 +79,7 @@ class PruningTask:
         evaluator_options: Mapping[str, Any] | None = None,
         seed: int = 0,
         scope: str = "producer",
+        reconstruction: Reconstruction | None = None,
     ) -> None:
         if not graph.groups:
             reasons = "; ".join(f"{name}: {why}" for name, why in graph.frozen.items())
@@ -92,7 +96,13 @@ class PruningTask:
         )
         self.cost = CostModel(graph)
         self.slimmer = Slimmer(network, graph)
-        self.evaluator = Evaluator(
+        self._reconstructor = (
+            None
+            if reconstruction is None
+            else reconstruction.bind(self.slimmer, search.calibration, recalibrate=recalibrate)
+        )
+        self.evaluator = ReconstructingEvaluator(
+            self.overlay,
             self.slimmer,
             search.calibration,
             search.reward,
@@ -102,6 +112,7 @@ class PruningTask:
         self.base = self.evaluator.measure(network, search.reward)
         self._sizes = np.array([group.size for group in graph.groups])
         self._min_keep = np.array([group.min_keep for group in graph.groups])
+        self.count_grid = CountGrid(graph.groups)
         self.min_macs = int(self.cost.macs_of_counts(self._min_keep))
         self._masks = PatternMasks(network, graph, library)
         # where each mask pattern lands, by (site name, pattern name)
@@ -117,8 +128,8 @@ class PruningTask:
     def candidate(self, decisions: Iterable[Decision]) -> Candidate:
         """What the decisions execute; sites without a decision are left alone.
 
-        Channel counts are rounded, and never fall below the group's `min_keep`. The least
-        important channels go first.
+        Channel counts are rounded to allowed ones (`pruning.keep_set.kept_count`), and never fall
+        below the group's `min_keep`. The least important channels go first.
 
         Raises:
             ValueError: unknown site or pattern, two decisions for one site, or a pattern that is
@@ -157,8 +168,14 @@ class PruningTask:
         return self._masks.tensors(candidate.masks)
 
     def overlay(self, candidate: Candidate) -> dict[str, Tensor]:
-        """Masked base weights by weight name, for `Evaluator.evaluate` and `Slimmer`."""
-        return self._masks.overlay(candidate.masks)
+        """Masked and refitted weights by name, for `Evaluator.evaluate` and `Slimmer`.
+
+        A weight that a mask touches is not refitted.
+        """
+        masked = self._masks.overlay(candidate.masks)
+        if self._reconstructor is None:
+            return masked
+        return self._reconstructor.overlay(candidate.keep, masked)
 
     def plan(self, decisions: Iterable[Decision], candidate: Candidate) -> PruningPlan:
         """The replayable record of a candidate and of the decisions that led to it."""
@@ -189,8 +206,8 @@ class PruningTask:
     def uniform_counts(self, max_macs: float) -> np.ndarray:
         """Kept channels when every group keeps the same fraction, as large as the budget allows.
 
-        The counts are rounded down, then topped up one channel at a time, the largest remainder
-        that fits first, until no further channel fits anywhere.
+        The counts are rounded down, then topped up one channel (or `round_to` channels) at a time,
+        the largest remainder that fits first, until no further one fits anywhere.
 
         Args:
             max_macs: upper bound on the MACs, inclusive.
@@ -206,10 +223,12 @@ class PruningTask:
             raise ValueError(
                 f"The budget of {max_macs:.0f} MACs (relative_macs {max_macs / base:.4f}) cannot "
                 f"be met: the smallest reachable network has {self.min_macs} "
-                f"(relative_macs {self.min_macs / base:.4f}). Raise budget.relative_macs."
+                f"(relative_macs {self.min_macs / base:.4f}). Raise budget.relative_macs, or lower "
+                f"round_to."
             )
         # the fractions at which some group gains a channel
-        fractions = np.unique(np.concatenate([np.arange(1, n + 1) / n for n in self._sizes]))
+        groups = self.graph.groups
+        fractions = np.unique(np.concatenate([count_steps(g) / g.size for g in groups]))
         low, high = -1, len(fractions)  # fractions[low] fits, fractions[high] does not
         while high - low > 1:
             middle = (low + high) // 2
@@ -231,23 +250,25 @@ class PruningTask:
 
     def _floor_counts(self, fraction: float) -> np.ndarray:
         """Every group at `fraction` of its channels, rounded down, at least min_keep."""
-        # the tolerance undoes the rounding of n / size * size
-        floors = np.floor(fraction * self._sizes + 1e-9).astype(np.int64)
-        return np.maximum(floors, self._min_keep)
+        return self.count_grid.round_down(fraction * self._sizes)
 
     def _valid_choices(self) -> np.ndarray:
         """Which pattern makes sense at which site, shape (num_sites, len(library)).
 
         The dense pattern always does; a channel pattern when it leaves min_keep channels without
-        being clipped; a mask pattern when a producer of the group accepts it.
+        being clipped; a mask pattern when a producer of the group accepts it. Where counts are
+        multiples of `round_to` > 1, a channel pattern that rounds to the whole group would be one
+        more name for dense, so it is not valid there; of several that round to the same count all
+        are, since other sites tell them apart.
         """
         valid = np.zeros((len(self.sites), len(self.library)), dtype=bool)
         valid[:, 0] = True
         for row, group in enumerate(self.graph.groups):
             for column, pattern in enumerate(self.library):
                 if pattern.channel_ratio > 0.0:
-                    left = group.size - np.floor(pattern.channel_ratio * group.size + 0.5)
-                    valid[row, column] = left >= group.min_keep
+                    left = unclipped_count(group, pattern.channel_ratio)
+                    removes = group.round_to == 1 or left < group.size
+                    valid[row, column] = left >= group.min_keep and removes
                 elif self._places[group.name, pattern.name]:
                     valid[row, column] = True
         return valid

@@ -1,11 +1,12 @@
 import dataclasses
+import os
 import time
 
 import pytest
 import torch
 from torch import nn
 
-from pruning.latency import measure_latency
+from pruning.latency import hardware_name, measure_latency, measure_latency_exported
 
 
 class Sleeper(nn.Module):
@@ -70,3 +71,45 @@ def test_threads_and_mode_are_restored_when_the_network_fails():
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         measure_latency(nn.Identity(), torch.zeros(1), **options)
+
+
+@pytest.mark.parametrize("works", [True, False], ids=["one batch", "any batch"])
+def test_a_network_is_timed_in_onnxruntime_and_left_as_it_was(works, monkeypatch):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="needs the optional dependencies: pip install '.[export]'")
+    if not works:
+        export = torch.onnx.export
+
+        def only_new(*arguments, dynamo, **options):
+            if not dynamo:
+                raise RuntimeError("There is no other exporter.")
+            return export(*arguments, dynamo=True, **options)
+
+        monkeypatch.setattr(torch.onnx, "export", only_new)
+    network = nn.Sequential(nn.Linear(4, 3), nn.Dropout()).train()
+    before = [parameter.clone() for parameter in network.parameters()]
+    latency = measure_latency_exported(network, torch.rand(5, 4), min_run_time=0.01)
+    assert 0.0 < latency.median_ms < 100.0
+    assert latency.batch == 5
+    assert latency.runtime.startswith("onnxruntime 1.")
+    assert network.training
+    assert all(map(torch.equal, before, network.parameters()))
+
+
+def test_a_file_that_gives_other_outputs_is_not_timed(monkeypatch):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="needs the optional dependencies: pip install '.[export]'")
+    wrong, export, calls = nn.Linear(4, 3).eval(), torch.onnx.export, []
+
+    def write_another(network, *arguments, dynamo, **options):
+        calls.append(dynamo)
+        return export(network if dynamo else wrong, *arguments, dynamo=dynamo, **options)
+
+    monkeypatch.setattr(torch.onnx, "export", write_another)
+    measure_latency_exported(nn.Linear(4, 3).eval(), torch.rand(5, 4), min_run_time=0.01)
+    assert calls == [False, True]
+
+
+def test_the_hardware_is_named_with_its_cores():
+    assert hardware_name().endswith(f"{os.cpu_count()} cores")
+    assert torch.backends.cpu.get_cpu_capability() in hardware_name()

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from graphs.network_graph import FROZEN, AxisSlice, Group, NetworkGraph, Operator
+from graphs.tracing import trace_network
 from patterns.library import PatternLibrary
 from pruning.keep_set import KeepSet
 from pruning.masks import (
@@ -246,3 +247,9 @@ def test_parametrised_masks_hold_through_training_and_copies_and_are_removable()
 def test_a_parametrised_mask_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"mask of 'weight' has the shape \(3,\)"):
         parametrize_masks(nn.Linear(2, 2), {"weight": torch.ones(3, dtype=torch.bool)})
+
+
+def test_a_transposed_convolution_whose_outputs_all_stay_is_told_apart():
+    network = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ConvTranspose2d(6, 2, 2))
+    graph = trace_network(network, torch.randn(1, 3, 4, 4))
+    assert output_axes(graph) == {"0.weight": 0, "1.weight": 1}
