@@ -92,6 +92,12 @@ def load_run_network(file: Path, options: Mapping[str, Any], own: str | None) ->
     from experiments.building import build_network
     from pruning.artefact import load_pruned
 
+    target = options["_target_"]
+    if own is None and not target.startswith("networks."):
+        raise ValueError(
+            f"The network of the run is built by {target}, which is not part of Topiary and is not "
+            f"run from a file. If you trust it, name it: --network {target}."
+        )
     if own is None:
         return load_pruned(file)
     unpruned = build_network({**options, "_target_": own, "checkpoint": None})

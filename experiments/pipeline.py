@@ -87,7 +87,8 @@ def run_job(config: DictConfig, folder: Path, identity: RunIdentity) -> float:
         for mirror in mirrors:
             mirror.report(summary.to_dict(), rows)
     write_json(run.summary, summary.to_dict())
-    print_report(summary, folder)
+    targets = {name: str(plain[name]["_target_"]) for name in ("network", "data")}
+    print_report(summary, folder, targets)
     return summary.best_reward
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.summary import Summary
@@ -16,12 +17,14 @@ EARLY_ENDS = {
 """Why a search ended before its evaluations were spent."""
 
 
-def print_report(summary: Summary, folder: Path) -> None:
+def print_report(summary: Summary, folder: Path, targets: Mapping[str, str]) -> None:
     """Print the result of a run and what to do with it.
 
     Args:
         summary: the result.
         folder: the run folder.
+        targets: what builds the "network" and the "data", as dotted paths; those of the user have
+            to be named again when the run is reloaded.
     """
     from rich.console import Console
     from rich.table import Table
@@ -66,7 +69,12 @@ def print_report(summary: Summary, folder: Path) -> None:
         console.print(EARLY_ENDS[summary.stop_reason])
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     console.print(f"\nRun folder: {shown}", soft_wrap=True, highlight=False)
-    command = f"python -m experiments.evaluate_pruned {shlex.quote(str(shown))}"
+    own = [
+        f" --{name} {target}"
+        for name, target in targets.items()
+        if not target.startswith("networks.")
+    ]
+    command = f"python -m experiments.evaluate_pruned {shlex.quote(str(shown))}{''.join(own)}"
     console.print(f"Test it in a new process: {command}", soft_wrap=True, highlight=False)
 
 

@@ -39,7 +39,7 @@ def rule(*targets: str | type | Callable[..., Any]) -> Callable[[Rule], Rule]:
             tracer.same_node([out], args[0])
 
     An operation that works on every channel by itself can take the rule of a built-in one:
-    `rule(my_ops.swish)(RULES["relu"])`.
+    `rule(my_ops.swish)(RULES["relu"])`; import both from graphs.tracing, which knows all rules.
 
     Args:
         targets: names of torch functions (see `function_name`), the functions themselves, or

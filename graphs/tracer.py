@@ -291,7 +291,7 @@ class Tracer(TorchFunctionMode):
                 raise UnsupportedOp(
                     f"A tensor of shape {tuple(tensor.shape)} {self.where()} comes from code that "
                     "tracing cannot see, such as numpy or a compiled extension. Register a rule "
-                    "for its module with graphs.rule_registry.rule, or turn constants "
+                    "for its module with graphs.tracing.rule, or turn constants "
                     "into buffers."
                 )
 
@@ -314,7 +314,7 @@ class Tracer(TorchFunctionMode):
         if rule is None:
             raise UnsupportedOp(
                 f"No channel rule for {name} {self.where()}. Topiary never guesses what an "
-                "operation does to channels; register a rule with graphs.rule_registry.rule."
+                "operation does to channels; register a rule with graphs.tracing.rule."
             )
         rule(self, func, args, kwargs, out)
 

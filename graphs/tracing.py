@@ -21,10 +21,10 @@ from graphs import (  # noqa: F401
     value_rules,
 )
 from graphs.network_graph import NetworkGraph
-from graphs.rule_registry import RULES, UnsupportedOp, class_key, tensor_arguments
+from graphs.rule_registry import RULES, UnsupportedOp, class_key, rule, tensor_arguments
 from graphs.tracer import ATTENTION, Tracer
 
-__all__ = ["UnsupportedOp", "trace_network"]
+__all__ = ["RULES", "UnsupportedOp", "rule", "trace_network"]
 
 
 def trace_network(

@@ -147,6 +147,20 @@ def test_channel_counts_are_rounded_on_request(train):
         train("round_to=0", name="refused")
 
 
+def test_a_network_of_the_users_is_named_again_when_it_is_reloaded(train, monkeypatch, capsys):
+    # builds its attention from numbers, so it is replayed
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "graphs"))
+    folder, _ = train(
+        "agent=random", "network._target_=digits_vit.build", "pretrain.learning_rate=0.01",
+        "fine_tune.learning_rate=0.01", "~network.width", name="own",
+    )  # fmt: skip
+    assert "own --network digits_vit.build" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="If you trust it, name it: --network digits_vit.build"):
+        evaluate_pruned.main([str(folder)])
+    assert evaluate_pruned.main([str(folder), "--network", "digits_vit.build"]) == 0
+    assert "Equal to the last image." in capsys.readouterr().out
+
+
 def test_what_the_user_freezes_stays_and_is_reported(train):
     folder, _ = train("agent=random", "frozen=['layer1.*']", name="frozen")
     graph = NetworkGraph.from_json((folder / "graph.json").read_text())

@@ -8,8 +8,7 @@ from hard_cases import build_case
 from torch import nn
 
 from graphs.network_graph import FROZEN
-from graphs.rule_registry import RULES, rule
-from graphs.tracing import UnsupportedOp, trace_network
+from graphs.tracing import RULES, UnsupportedOp, rule, trace_network
 from pruning.keep_set import KeepSet
 from pruning.slimming import Slimmer
 
