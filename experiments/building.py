@@ -187,7 +187,7 @@ def check_outputs(network: nn.Module, data: DataSplits) -> None:
     except (RuntimeError, IndexError, ValueError) as error:
         raise ValueError(
             f"The network cannot read one sample of {data.name}, of shape {tuple(inputs.shape)}: "
-            f"{str(error).splitlines()[0].rstrip('.')}. Choose a network and data that fit together."
+            f"{str(error).splitlines()[0].rstrip('.')}. Choose a network and data that fit."
         ) from error
     classes = data.num_classes
     if isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] != classes:

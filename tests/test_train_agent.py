@@ -155,7 +155,7 @@ def test_a_network_of_the_users_is_named_again_when_it_is_reloaded(train, monkey
         "fine_tune.learning_rate=0.01", "~network.width", name="own",
     )  # fmt: skip
     assert "own --network digits_vit.build" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="If you trust it, name it: --network digits_vit.build"):
+    with pytest.raises(ValueError, match=r"If you trust it, name it: --network digits_vit"):
         evaluate_pruned.main([str(folder)])
     assert evaluate_pruned.main([str(folder), "--network", "digits_vit.build"]) == 0
     assert "Equal to the last image." in capsys.readouterr().out
