@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from graphs.network_graph import Operator
 from pruning.masks import output_axes
-from pruning.scoring import (
-    ScoringInputs,
-    add_to_units,
-    refuse_uncovered,
-    sum_over_scope,
-    undisturbed,
-)
-from pruning.slim_attention import multi_head_attention
+from pruning.patches import OperatorCall, run_batches
+from pruning.scoring import ScoringInputs, add_to_units, refuse_uncovered, sum_over_scope
 
 BATCH_SIZE = 128
 """Samples in one forward pass."""
-
-_OPERATOR_FUNCTIONS = frozenset(
-    f"conv{transposed}{rank}d" for transposed in ("", "_transpose") for rank in (1, 2, 3)
-) | {"linear"}
 
 
 def apoz(inputs: ScoringInputs) -> np.ndarray:
@@ -131,76 +119,9 @@ def _read_inputs(
     read: Callable[[Operator, Tensor], None],
 ) -> None:
     """Run all samples; `read` is given each operator and its input, (channels, all the rest)."""
-    network = inputs.network
-    parameters = dict(network.named_parameters(remove_duplicate=False))
-    of_weight: dict[int, list[Operator]] = defaultdict(list)
-    for operator in operators:
-        of_weight[id(parameters[operator.weight])].append(operator)
-    buffers = dict(network.named_buffers())
-    with undisturbed(network), torch.no_grad():
-        for batch, _ in inputs.batches(BATCH_SIZE):
-            # a forward pass may write to its buffers
-            state = {name: buffer.clone() for name, buffer in buffers.items()}
-            with _OperatorInputs(of_weight, read) as reading:
-                torch.func.functional_call(network, state, (batch,))
-            reading.check()
 
+    def show(call: OperatorCall, start: int, stop: int) -> None:
+        read(call.operator, call.inputs.transpose(0, 1).flatten(1))
 
-class _OperatorInputs(TorchFunctionMode):
-    """Reads the input of convolutions and linear layers, known by their weight.
-
-    Hooks would miss what is called as a function, and would have to be taken off the user's
-    modules.
-    """
-
-    def __init__(
-        self,
-        of_weight: dict[int, list[Operator]],
-        read: Callable[[Operator, Tensor], None],
-    ) -> None:
-        super().__init__()
-        self._of_weight = of_weight
-        self._read = read
-        self._calls: Counter[int] = Counter()
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name == "multi_head_attention_forward":
-            return self._attend(*args, **kwargs)
-        if name in _OPERATOR_FUNCTIONS:
-            named = {**dict(zip(("input", "weight"), args, strict=False)), **kwargs}
-            operators, weight = self._of_weight.get(id(named["weight"]), ()), id(named["weight"])
-            call = self._calls[weight]
-            self._calls[weight] += 1
-            if call < len(operators):
-                x = named["input"]
-                rows = x.movedim(-1 if name == "linear" else 1, 0)
-                self._read(operators[call], rows.reshape(len(rows), -1))
-        return func(*args, **kwargs)
-
-    def _attend(self, *args: Any, **kwargs: Any) -> Any:
-        """nn.MultiheadAttention in steps: its function computes four linear layers at once."""
-        queries_keys_values, num_heads, packed = args[:3], args[4], args[5]
-        operators = self._of_weight.get(id(packed), ())
-        for operator, x in zip(operators, queries_keys_values, strict=False):
-            self._read(operator, x.movedim(-1, 0).reshape(x.shape[-1], -1))
-        self._calls[id(packed)] += len(operators)
-        with self:  # separate projections, and the last one, are plain linear layers
-            return multi_head_attention(*args, **kwargs, head_dim=args[3] // num_heads)
-
-    def check(self) -> None:
-        """Refuse a run that called an operator more or less often than the traced one."""
-        for weight, operators in self._of_weight.items():
-            if self._calls[weight] != len(operators):
-                raise ValueError(
-                    f"Operator {operators[0].name!r} ran {self._calls[weight]} times on a sample, "
-                    f"{len(operators)} times when the network was traced. Scores from activations "
-                    f"need the same calls for every sample: change importance.criterion to l1."
-                )
+    batches = (batch for batch, _ in inputs.batches(BATCH_SIZE))
+    run_batches(inputs.network, operators, batches, show)

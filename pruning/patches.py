@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from graphs.network_graph import NetworkGraph, Operator
 from pruning.scoring import undisturbed
+from pruning.slim_attention import multi_head_attention
 
 POSITIONS_PER_IMAGE = 10
 """Output positions sampled per image; the number of He et al. (2017), section 4."""
@@ -33,6 +34,8 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
     },
 }  # fmt: skip
 """Arguments, in order, of the torch functions that operators are calls of."""
+
+_ATTENTION = frozenset({"multi_head_attention_forward", "slim_multi_head_attention"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,6 +207,8 @@ class OperatorCalls(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if name in _ATTENTION:
+            return self._attend(*args, **kwargs)
         if name not in _ARGUMENTS:
             return func(*args, **kwargs)
         given = {**dict(zip(_ARGUMENTS[name], args, strict=False)), **kwargs}
@@ -217,18 +222,26 @@ class OperatorCalls(TorchFunctionMode):
             return func(*args, **kwargs)
         return func(**{**given, "weight": other[0], "bias": other[1]})
 
-    def check(self) -> None:
-        """Refuse a run that called an operator more or less often than the traced one.
+    def _attend(self, *args: Any, head_dim: int | None = None, **kwargs: Any) -> Any:
+        """nn.MultiheadAttention in steps, whose own function hides its linear layers."""
+        packed = args[5]
+        operators = self._of_weight.get(id(packed), ())
+        parts = () if packed is None else packed.chunk(3)
+        for operator, x, weight in zip(operators, args[:3], parts, strict=False):
+            given = {"input": x.transpose(0, 1), "weight": weight}  # tokens come first there
+            self._visit(OperatorCall.of(operator, "linear", given))
+        self._calls[id(packed)] += len(operators)
+        with self:  # separate projections, and the last one, are plain linear layers
+            return multi_head_attention(*args, head_dim=head_dim or args[3] // args[4], **kwargs)
 
-        Operators that were not called at all belong to a larger function, such as
-        multi_head_attention_forward, and are not shown.
-        """
+    def check(self) -> None:
+        """Refuse a run that called an operator more or less often than the traced one."""
         for key, operators in self._of_weight.items():
-            if self._calls[key] not in (0, len(operators)):
+            if self._calls[key] != len(operators):
                 raise ValueError(
                     f"Operator {operators[0].name!r} ran {self._calls[key]} times on a sample, "
                     f"{len(operators)} times when the network was traced. Its inputs cannot be "
-                    "read: change importance.criterion (lasso) or reconstruction (least_squares)."
+                    "read: change importance.criterion to l1, and reconstruction to none."
                 )
 
 

@@ -111,7 +111,7 @@ class Reconstructor:
     """Refits weights for keep-sets; the base weights are only read.
 
     Left alone: weights that an overlay replaces (masks), weights that several operators or names
-    share, attentions (and what runs inside them), and operators whose outputs are right already.
+    share, attentions, and operators whose outputs are right already.
     Biases are refitted with their weights (by centring inputs and outputs); an operator without
     bias gets none.
 
@@ -206,8 +206,6 @@ class Reconstructor:
             network = self._slimmer.network
             gathered = gather_moments(network, operators, self._batches(), self._draws)
             for operator in operators:
-                if operator.name not in gathered:  # part of an attention module
-                    continue
                 moments, kept = gathered.pop(operator.name), kept_inputs[operator.name]
                 made.update(self._solve(operator, moments, kept, given))
                 # what fits stays; dropping the oldest would drop all, since all are read in turn

@@ -113,10 +113,11 @@ def multi_head_attention(
         scores = scores if mask is None else scores + mask
         attention = F.dropout(scores.softmax(-1), dropout, training)
         mixed = attention @ v
-    output = F.linear(mixed.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias)
+    # batch first, so that whoever watches the last layer can tell samples apart
+    output = F.linear(mixed.transpose(1, 2).flatten(2), out_proj_weight, out_proj_bias)
     if attention is not None and average_attn_weights:
         attention = attention.mean(1)
-    return output, attention
+    return output.transpose(0, 1), attention
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

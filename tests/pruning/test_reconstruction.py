@@ -389,3 +389,16 @@ def test_masks_win_over_the_refit():
     for name, mask in task.mask_tensors(candidate).items():
         assert (overlay[name][~mask] == 0).all()
         assert torch.equal(overlay[name][mask], network.state_dict()[name][mask])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_last_layer_of_an_attention_module_makes_up_for_lost_heads(mode):
+    network, inputs = build("EncoderLayer")
+    data = samples_for(inputs[0].shape[1:])
+    slimmer, reconstructor = bound(network, data, mode=mode, positions_per_image=4)
+    keep = KeepSet.from_indices(slimmer.graph, {"layer.self_attn": [0, 2]})
+    overlay = reconstructor.overlay(keep)
+    assert "layer.self_attn.out_proj.weight" in overlay
+    only = {name: overlay[name] for name in overlay if "out_proj" in name}
+    before = error_of(slimmer, keep, {}, data.inputs)
+    assert error_of(slimmer, keep, only, data.inputs) < 0.8 * before
