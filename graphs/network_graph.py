@@ -280,8 +280,12 @@ class NetworkGraph:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Short hash of the whole graph; equal graphs have equal fingerprints."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+        """Short hash of the graph; equal graphs have equal fingerprints.
+
+        The reasons in `frozen` do not count: they name source files, which lie elsewhere on another
+        machine.
+        """
+        return hashlib.sha256(replace(self, frozen={}).to_json().encode()).hexdigest()[:16]
 
     def group(self, name: str) -> Group:
         """The group called `name`.

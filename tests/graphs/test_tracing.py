@@ -1,5 +1,7 @@
 """Groups are the true ones, hand-written for each network; what cannot be traced is refused."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -215,6 +217,14 @@ def test_inputs_that_are_no_tensors_are_refused():
 def test_foreign_graph_files_are_refused(text):
     with pytest.raises(ValueError, match="Not a network graph"):
         NetworkGraph.from_json(text)
+
+
+def test_the_fingerprint_does_not_depend_on_where_the_code_lies():
+    network, inputs = build("Residual")
+    graph = trace_network(network, inputs)
+    moved = dataclasses.replace(graph, frozen={"a": "softmax mixes channels at /elsewhere.py:1"})
+    assert moved.fingerprint == graph.fingerprint
+    assert dataclasses.replace(graph, folds=()).fingerprint != graph.fingerprint
 
 
 def test_an_unknown_group_name_lists_the_groups():
