@@ -1,4 +1,4 @@
-"""MobileNetV2 for small images."""
+"""MobileNetV1 for ImageNet, and MobileNetV2 for small images."""
 
 from __future__ import annotations
 
@@ -14,6 +14,19 @@ _STAGES = (
     (6, 320, 1, 1),
 )
 """Expansion, channels, blocks, stride of the stages; table 2, with stride 1 in the second one."""
+
+_BLOCKS_V1 = (
+    (64, 1),
+    (128, 2),
+    (128, 1),
+    (256, 2),
+    (256, 1),
+    (512, 2),
+    *((512, 1),) * 5,
+    (1024, 2),
+    (1024, 1),
+)
+"""Channels and stride of the depthwise separable blocks of MobileNetV1; table 1."""
 
 
 def _conv_bn(
@@ -113,3 +126,61 @@ def mobilenet_v2(num_classes: int = 10, width: float = 1.0, in_channels: int = 3
         The network, drawn anew from torch's global random numbers.
     """
     return MobileNetV2(num_classes, width, in_channels)
+
+
+class MobileNetV1(nn.Module):
+    """Depthwise and 1x1 convolutions in turn.
+
+    From "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications"
+    (https://arxiv.org/abs/1704.04861), table 1; with stride 1 in the last block, where the table's
+    2 does not fit its output size. 568,740,352 MACs for an image of 224x224.
+
+    Args:
+        num_classes: number of classes.
+        width: factor on all channel counts, positive.
+        in_channels: channels of the images.
+
+    Shapes:
+        - input: (B, in_channels, H, W); H and W of 32 or more are halved five times
+        - output: (B, num_classes)
+    """
+
+    def __init__(self, num_classes: int = 1000, width: float = 1.0, in_channels: int = 3) -> None:
+        super().__init__()
+        if width <= 0:
+            raise ValueError(f"network.width must be positive, got {width}.")
+        channels = max(1, round(32 * width))
+        layers: list[nn.Module] = [*_conv_bn(in_channels, channels, 3, 2), nn.ReLU()]
+        for block_channels, stride in _BLOCKS_V1:
+            out_channels = max(1, round(block_channels * width))
+            layers += [*_conv_bn(channels, channels, 3, stride, groups=channels), nn.ReLU()]
+            layers += [*_conv_bn(channels, out_channels), nn.ReLU()]
+            channels = out_channels
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(channels, num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the convolutions anew, He et al. (https://arxiv.org/abs/1502.01852), eq. 10."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return class scores."""
+        return self.classifier(self.pool(self.features(x)).flatten(1))
+
+
+def mobilenet_v1(num_classes: int = 1000, width: float = 1.0, in_channels: int = 3) -> MobileNetV1:
+    """Build MobileNetV1 for images of 224x224.
+
+    Args:
+        num_classes: number of classes.
+        width: factor on all channel counts, positive.
+        in_channels: channels of the images.
+
+    Returns:
+        The network, drawn anew from torch's global random numbers.
+    """
+    return MobileNetV1(num_classes, width, in_channels)
