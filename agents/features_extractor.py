@@ -48,9 +48,9 @@ class GraphFeaturesExtractor(BaseFeaturesExtractor):
 
     Args:
         observation_space: a `GraphObservationSpace`: a Dict space with the attribute `topology`.
-        encoder_class: embeds the nodes; `GATv2Encoder`, `NodeEncoder` or a class with the same
-            arguments.
-        encoder_kwargs: further arguments of `encoder_class`, such as `num_layers` and `heads`.
+        encoder_class: embeds the nodes; one of `agents.encoder`, or a class with the arguments of
+            `NodeEncoder`.
+        encoder_kwargs: further arguments of `encoder_class`, such as `num_layers`.
         hidden_channels: embedding size of a node and of a site.
         pattern_channels: size of the embedding of a pattern.
 

@@ -1,4 +1,4 @@
-"""Measures Topiary itself: python -m experiments.benchmark engine (or importance).
+"""Measures Topiary itself: python -m experiments.benchmark engine (or evaluation, importance).
 
 Every figure stands beside its yardstick of the same run, because machines are shared and noisy.
 """
@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments import benchmark_importance
+from experiments import benchmark_evaluation, benchmark_importance
 from experiments.command_line import run_command
 from graphs.tracing import trace_network
 from networks.digits import digits_resnet
@@ -43,6 +43,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "vit": (vit, (1, 3, 32, 32)),
 }
 """Networks by name, with the shape they are traced at."""
+
+OTHERS: dict[str, Callable[[Sequence[str]], int]] = {
+    "evaluation": benchmark_evaluation.main,
+    "importance": benchmark_importance.main,
+}
+"""Benchmarks with options of their own."""
 
 FORWARD_BATCH = 32
 """Images of the bare forward pass that structural work is compared with."""
@@ -189,14 +195,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, or 1 when a count or a comparison is wrong.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    if list(arguments[:1]) == ["importance"]:
-        return benchmark_importance.main(arguments[1:])
+    if arguments and arguments[0] in OTHERS:
+        return OTHERS[arguments[0]](arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m experiments.benchmark",
         description=__doc__,
-        epilog="The options are those of engine; for the others: importance --help.",
+        epilog=f"The options are those of engine. {' and '.join(OTHERS)} have their own: --help.",
     )
-    parser.add_argument("benchmark", choices=["engine", "importance"], help="what is measured")
+    parser.add_argument("benchmark", choices=["engine", *OTHERS], help="what is measured")
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--episodes", type=int, default=500, help="apply and undo so often")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
