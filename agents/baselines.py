@@ -1,4 +1,4 @@
-"""Agents that do not learn, with SB3's interface: what learned policies are compared with."""
+"""Agents that follow a rule, with SB3's interface: what learned policies are compared with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import is_vectorized_observation
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 _STATE_FILE = "agent.json"
 
 Choose = Callable[[VecEnv, np.random.Generator], np.ndarray]
@@ -93,7 +93,7 @@ class ScriptedAgent:
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Agent:
-        """Roll out episodes; nothing is learned. Arguments as in SB3.
+        """Roll out episodes; what is learned of them is up to the agent. Arguments as in SB3.
 
         Args:
             total_timesteps: most environment steps.
@@ -121,8 +121,10 @@ class ScriptedAgent:
         callbacks.on_training_start(locals(), globals())
         callbacks.on_rollout_start()
         while self.num_timesteps < self._total_timesteps and num_episodes != self.max_episodes:
-            new_obs, rewards, dones, infos = env.step(self._choose(env, self.rng)[None])
+            action = self._choose(env, self.rng)
+            new_obs, rewards, dones, infos = env.step(action[None])
             self.num_timesteps += 1
+            self._take_in(action, float(rewards[0]), bool(dones[0]))
             num_episodes += int(dones[0])
             callbacks.update_locals(
                 {"new_obs": new_obs, "rewards": rewards, "dones": dones, "infos": infos}
@@ -147,7 +149,7 @@ class ScriptedAgent:
         return (action[None] if vectorised else action), state
 
     def save(self, path: str | Path) -> None:
-        """Write seed, counter and generator as JSON in a zip.
+        """Write what `load` needs as JSON in a zip.
 
         Args:
             path: the file; ".zip" is added when it has no suffix.
@@ -158,6 +160,8 @@ class ScriptedAgent:
             "seed": self.seed,
             "num_timesteps": self.num_timesteps,
             "rng": self.rng.bit_generator.state,
+            "settings": self._settings(),
+            "memory": self._memory(),
         }
         with zipfile.ZipFile(_with_suffix(path), "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(_STATE_FILE, json.dumps(state))
@@ -180,10 +184,25 @@ class ScriptedAgent:
                 f"{path} does not hold a {cls.__name__} of format {STATE_FORMAT}: it holds a "
                 f"{state.get('agent')!r} of format {state.get('format')!r}."
             )
-        agent = cls(env, seed=state["seed"])  # type: ignore[call-arg]
+        agent = cls(env, seed=state["seed"], **state["settings"])
         agent.num_timesteps = state["num_timesteps"]
         agent.rng.bit_generator.state = state["rng"]
+        agent._remember(state["memory"])
         return agent
+
+    def _take_in(self, action: np.ndarray, reward: float, done: bool) -> None:
+        """Learn from one step; agents that only follow a rule do not."""
+
+    def _settings(self) -> dict[str, Any]:
+        """Further arguments of the constructor, as JSON takes them."""
+        return {}
+
+    def _memory(self) -> Any:
+        """What was learned, as JSON takes it."""
+        return None
+
+    def _remember(self, memory: Any) -> None:
+        """Take over what `_memory` gave."""
 
     def _attached_env(self) -> VecEnv:
         if self.env is None:

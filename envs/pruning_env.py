@@ -50,6 +50,8 @@ class PruningEnv(gymnasium.Env[Any, Any]):
     |---|---|---|---|
     | `ratio` | layerwise | `Box(-1, 1, (1,))` | ratio of the site, linear in [0, max_ratio] |
     | `ratio` | whole | `Box(-1, 1, (S,))` | the same for all sites |
+    | `allocation` | layerwise | `Box(-1, 1, (1,))` | log factor on the uniform kept fraction |
+    | `allocation` | whole | `Box(-1, 1, (S,))` | the same for all sites |
     | `pattern` | layerwise | `Discrete(P)` | entry of the pattern library |
     | `pattern` | whole | `MultiDiscrete([P] * S)` | the same for all sites |
 
@@ -74,7 +76,7 @@ class PruningEnv(gymnasium.Env[Any, Any]):
 
     ## Episode End
     Layerwise: terminated when every site is decided. Whole: terminated inside the budget band,
-    truncated after `max_steps`.
+    truncated after `max_steps`; with one step it is always terminated.
 
     ## Arguments
     Every part is one small object; see the classes in envs/. Pairs that make no sense are refused.
@@ -154,6 +156,11 @@ class PruningEnv(gymnasium.Env[Any, Any]):
     def num_evaluations(self) -> int:
         """Counted evaluations of the task; all that share the task count together."""
         return self.task.evaluator.num_evaluations
+
+    @property
+    def horizon(self) -> int:
+        """Most steps of an episode."""
+        return self._problem.horizon
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -276,7 +283,7 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         """Whether the episode is terminated, and whether it is truncated."""
         problem, state = self._problem, self._state
         is_last = state.step >= problem.horizon
-        if problem.is_sequential:
+        if problem.is_sequential or problem.horizon == 1:  # nothing would follow one step
             return is_last, False
         terminated = problem.budget.can_be_missed and problem.limits.met(state.cost)
         return terminated, is_last and not terminated

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pruning.task import PruningTask
 
 ENTRY_POINTS = {
+    "Allocation-v0": "envs.registration:make_allocation",
     "AMC-v0": "envs.registration:make_amc",
     "AutoSculpt-v0": "envs.registration:make_autosculpt",
 }
@@ -78,6 +79,35 @@ def make_autosculpt(task: PruningTask | None = None, **parts: Any) -> PruningEnv
         "episode": Whole(),
         "budget": Band(),
         "reward": AlphaReward(),
+    }
+    return PruningEnv(default_task() if task is None else task, **{**defaults, **parts})
+
+
+def make_allocation(task: PruningTask | None = None, **parts: Any) -> PruningEnv:
+    """One decision shares out the whole budget over all groups.
+
+    An episode is one step: the action says of every group how much more or less than in the uniform
+    plan it keeps, the plan is scaled to the budget exactly, and the reward is minus the
+    cross-entropy of the pruned network.
+
+    Args:
+        task: what is pruned; `default_task()` when left out.
+        parts: `observation`, `action`, `episode`, `budget`, `reward`, `sinks` and `render_mode` of
+            `PruningEnv`, where they shall differ.
+    """
+    from envs.allocation import AllocationAction
+    from envs.budgets import Project
+    from envs.episodes import Whole
+    from envs.observations import GraphObservation
+    from envs.pruning_env import PruningEnv
+    from envs.rewards import LogLikelihoodReward
+
+    defaults: dict[str, Any] = {
+        "observation": GraphObservation(),
+        "action": AllocationAction(),
+        "episode": Whole(max_steps=1),
+        "budget": Project(),
+        "reward": LogLikelihoodReward(),
     }
     return PruningEnv(default_task() if task is None else task, **{**defaults, **parts})
 

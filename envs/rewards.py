@@ -152,6 +152,41 @@ class AmcErrorReward:
 
 
 @dataclass(frozen=True)
+class LogLikelihoodReward:
+    """Minus the mean cross-entropy on the reward split: what a smooth search climbs.
+
+    It tells plans apart whose accuracies are equal, and goes on telling them apart where the
+    likelihood itself has vanished. It pays nothing for compression: a budget has to see to that.
+
+    Args:
+        lowest: what every worse network is paid as well, below 0, so that the reward has bounds.
+    """
+
+    lowest: float = -20.0
+
+    name = "log_likelihood"
+    pays_for_compression = False
+    term_names = ("log_likelihood",)
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.lowest < 0.0:
+            raise ValueError(
+                f"The lowest reward must be a number below 0, got {self.lowest}. "
+                f"Change reward.lowest."
+            )
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """From `lowest` to 0, a network that is always right and sure."""
+        return self.lowest, 0.0
+
+    def __call__(self, transition: Transition) -> dict[str, float]:
+        """The term `log_likelihood` in [lowest, 0]; a user's loss below 0 counts as 0."""
+        assert transition.evaluation is not None, "a reward needs an evaluation"
+        return {"log_likelihood": -min(max(transition.evaluation.loss, 0.0), -self.lowest)}
+
+
+@dataclass(frozen=True)
 class BandPenalty:
     """A reward, and outside the budget a term that puts it below every reward inside.
 
