@@ -38,7 +38,8 @@ def message_of_override(*overrides, monkeypatch):
 def test_a_wrong_name_lists_the_choices_and_the_nearest(monkeypatch):
     message = message_of_override("env=autosculp", monkeypatch=monkeypatch)
     assert message == (
-        "There is no env 'autosculp'. Did you mean 'autosculpt'? The choices are: amc, autosculpt."
+        "There is no env 'autosculp'. Did you mean 'autosculpt'? The choices are: allocation, "
+        "amc, autosculpt."
     )
 
 
