@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -133,7 +134,7 @@ class OnePlusOneStrategy:
         self._asked = None
 
 
-class EvolutionAgent(ScriptedAgent):
+class EvolutionAgent(ScriptedAgent, ABC):
     """Lets a strategy decide all groups in one step, and tells it the reward.
 
     The search starts at the uniform plan. What the environment knows already costs no evaluation
@@ -195,9 +196,9 @@ class EvolutionAgent(ScriptedAgent):
         vectorised = is_vectorized_observation(observation, env.observation_space)
         return (action[None] if vectorised else action), state
 
+    @abstractmethod
     def _make_strategy(self, start: np.ndarray, space: spaces.Box) -> Strategy:
         """The strategy at its beginning."""
-        raise NotImplementedError
 
     def _ask(self, env: VecEnv) -> np.ndarray:
         return self._searching(env).ask().astype(np.float32)

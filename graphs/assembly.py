@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,18 +25,7 @@ from graphs.network_graph import (
     Operator,
     Pick,
 )
-
-if TYPE_CHECKING:
-    from graphs.trace_records import Trace, TracedCall
-
-
-RESIZED = frozenset(
-    """
-    view reshape view_as reshape_as unflatten expand expand_as broadcast_to split
-    split_with_sizes chunk tensor_split
-    """.split()
-)
-"""Functions that are given sizes."""
+from graphs.trace_records import RESIZED, Trace, TracedCall
 
 
 def assemble(

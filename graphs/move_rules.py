@@ -17,6 +17,7 @@ from graphs.rule_registry import (
     rule,
     tensor_arguments,
 )
+from graphs.trace_records import PICKED
 from graphs.tracer import CORRECTED, Tracer
 
 
@@ -93,7 +94,7 @@ def _move(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
             outputs=after,
             before=before,
             open_axes=_open_axes(name, args, kwargs, after[0]),
-            sources=_sources(name, func, args, kwargs, x, before) if name in _PICKS else {},
+            sources=_sources(name, func, args, kwargs, x, before) if name in PICKED else {},
         )
 
 
@@ -126,7 +127,6 @@ _RESHAPES = frozenset(
     "view reshape unflatten view_as reshape_as pixel_shuffle pixel_unshuffle".split()
 )
 _ALONG_ONE_AXIS = frozenset("narrow select index_select".split())
-_PICKS = frozenset("getitem narrow select index_select flip roll".split())
 
 
 def _moved(

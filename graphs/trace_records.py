@@ -8,6 +8,17 @@ from torch import Tensor
 
 from graphs.labels import LabelForest
 
+RESIZED = frozenset(
+    """
+    view reshape view_as reshape_as unflatten expand expand_as broadcast_to split
+    split_with_sizes chunk tensor_split
+    """.split()
+)
+"""Functions that are given sizes."""
+
+PICKED = frozenset("getitem narrow select index_select flip roll".split())
+"""Functions that take elements by their numbers, or put them in another order."""
+
 
 @dataclass
 class TracedOperator:

@@ -21,7 +21,14 @@ from torch.overrides import TorchFunctionMode
 
 from graphs.labels import spread
 from graphs.rule_registry import RULES, Rule, UnsupportedOp, function_name, tensor_arguments
-from graphs.trace_records import Trace, TracedCall, TracedNode, TracedOperator
+from graphs.trace_records import (
+    PICKED,
+    RESIZED,
+    Trace,
+    TracedCall,
+    TracedNode,
+    TracedOperator,
+)
 
 ATTENTION = ("heads", "head_dims", "none")
 """What can be removed of an attention: whole heads, the same channels of every head, nothing."""
@@ -319,13 +326,15 @@ class Tracer(TorchFunctionMode):
         rule(self, func, args, kwargs, out)
 
 
-CORRECTED = frozenset(
-    """
-    view reshape view_as reshape_as unflatten expand expand_as broadcast_to split
-    split_with_sizes chunk tensor_split getitem narrow select index_select flip roll pad layer_norm
-    rms_norm conv1d conv2d conv3d scaled_dot_product_attention multi_head_attention_forward
-    slim_multi_head_attention
-    """.split()
+CORRECTED = (
+    RESIZED
+    | PICKED
+    | frozenset(
+        """
+        pad layer_norm rms_norm conv1d conv2d conv3d scaled_dot_product_attention
+        multi_head_attention_forward slim_multi_head_attention
+        """.split()
+    )
 )
 """Functions whose numbers can depend on channels; pruning/replaying.py says how."""
 

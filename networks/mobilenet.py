@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from networks.pooled import PooledClassifier
+
 _STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 1),
@@ -68,7 +70,7 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x) if self.has_shortcut else self.conv(x)
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(PooledClassifier):
     """Inverted residual blocks with linear bottlenecks.
 
     From "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (https://arxiv.org/abs/1801.04381),
@@ -85,7 +87,6 @@ class MobileNetV2(nn.Module):
     """
 
     def __init__(self, num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> None:
-        super().__init__()
         if width <= 0:
             raise ValueError(f"network.width must be positive, got {width}.")
         channels = max(1, round(32 * width))
@@ -98,20 +99,7 @@ class MobileNetV2(nn.Module):
                 channels = out_channels
         last_channels = max(1, round(1280 * width))
         layers += [*_conv_bn(channels, last_channels), nn.ReLU6()]
-        self.features = nn.Sequential(*layers)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(last_channels, num_classes)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the convolutions anew, He et al. (https://arxiv.org/abs/1502.01852), eq. 10."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return class scores."""
-        return self.classifier(self.pool(self.features(x)).flatten(1))
+        super().__init__(nn.Sequential(*layers), last_channels, num_classes)
 
 
 def mobilenet_v2(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> MobileNetV2:
@@ -128,7 +116,7 @@ def mobilenet_v2(num_classes: int = 10, width: float = 1.0, in_channels: int = 3
     return MobileNetV2(num_classes, width, in_channels)
 
 
-class MobileNetV1(nn.Module):
+class MobileNetV1(PooledClassifier):
     """Depthwise and 1x1 convolutions in turn.
 
     From "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications"
@@ -146,7 +134,6 @@ class MobileNetV1(nn.Module):
     """
 
     def __init__(self, num_classes: int = 1000, width: float = 1.0, in_channels: int = 3) -> None:
-        super().__init__()
         if width <= 0:
             raise ValueError(f"network.width must be positive, got {width}.")
         channels = max(1, round(32 * width))
@@ -156,20 +143,7 @@ class MobileNetV1(nn.Module):
             layers += [*_conv_bn(channels, channels, 3, stride, groups=channels), nn.ReLU()]
             layers += [*_conv_bn(channels, out_channels), nn.ReLU()]
             channels = out_channels
-        self.features = nn.Sequential(*layers)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(channels, num_classes)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the convolutions anew, He et al. (https://arxiv.org/abs/1502.01852), eq. 10."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return class scores."""
-        return self.classifier(self.pool(self.features(x)).flatten(1))
+        super().__init__(nn.Sequential(*layers), channels, num_classes)
 
 
 def mobilenet_v1(num_classes: int = 1000, width: float = 1.0, in_channels: int = 3) -> MobileNetV1:

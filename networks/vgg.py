@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
+
+from networks.pooled import PooledClassifier
 
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and convolutions of the five stages (configuration D of the paper)."""
 
 
-class VGG(nn.Module):
+class VGG(PooledClassifier):
     """Stages of 3x3 convolutions, each ending in max pooling; one linear layer.
 
     From "Very Deep Convolutional Networks" (https://arxiv.org/abs/1409.1556), table 1 D. As usual
@@ -25,7 +27,6 @@ class VGG(nn.Module):
     """
 
     def __init__(self, num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> None:
-        super().__init__()
         if width <= 0:
             raise ValueError(f"network.width must be positive, got {width}.")
         layers: list[nn.Module] = []
@@ -40,20 +41,7 @@ class VGG(nn.Module):
                 ]
                 channels = out_channels
             layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(channels, num_classes)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the convolutions anew, He et al. (https://arxiv.org/abs/1502.01852), eq. 10."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return class scores."""
-        return self.classifier(self.pool(self.features(x)).flatten(1))
+        super().__init__(nn.Sequential(*layers), channels, num_classes)
 
 
 def vgg16_bn(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> VGG:

@@ -225,8 +225,8 @@ def _pick(func: Any, args: Any, kwargs: Any, call: SlimCall, _: Any) -> Tensor:
     """narrow, index_select, select: all that is taken lies along one axis."""
     if not call.picks:
         return func(*args, **kwargs)
-    ((axis, positions),) = call.picks.items()
-    picked = argument(args, kwargs, 0, "input").index_select(axis, positions.to(args[0].device))
+    (axis,) = call.picks
+    picked = _permuted(argument(args, kwargs, 0, "input"), call)
     return picked.squeeze(axis) if call.function == "select" else picked
 
 
