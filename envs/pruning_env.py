@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs.actions import Action
+from envs.actions import Action, RatioActions
 from envs.budgets import Budget
 from envs.episodes import Episode
 from envs.observations import Observation
@@ -229,6 +229,35 @@ class PruningEnv(gymnasium.Env[Any, Any]):
     def uniform_ratios(self) -> dict[str, float]:
         """Nearly equal pruning ratios per group that meet the budget; none without a budget."""
         return dict(self._problem.actions.uniform(self._problem, self._problem.limits.upper))
+
+    def preview(self, actions: np.ndarray, *, rounded: bool = False) -> np.ndarray:
+        """The plans that actions for all sites would lead to; nothing is measured.
+
+        For agents that learn what plans are worth.
+
+        Args:
+            actions: first actions of an episode, shape (batch, S).
+            rounded: whether the plans are in whole channels, exactly as a step would execute them,
+                a millisecond each; otherwise hundreds cost a few milliseconds.
+
+        Returns:
+            Kept fraction of every site in [0, 1], float64 (batch, S).
+
+        Raises:
+            ValueError: the env decides patterns, or one site per step.
+        """
+        part = self._problem.actions
+        if self._problem.is_sequential or not isinstance(part, RatioActions):
+            raise ValueError(
+                "Only ratios of all sites at once can be previewed. Set env=allocation (or "
+                "env/action=ratio env/episode=whole)."
+            )
+        return part.preview(self._problem, np.asarray(actions), rounded=rounded)
+
+    def first_observation(self) -> Any:
+        """What `reset` returns; the running episode goes on."""
+        problem, state = self._problem, self._problem.initial()
+        return self._view.observe(state, problem.actions.mask(problem, state))
 
     def render(self) -> Any:
         """The kept fraction of every site, as a picture or as text."""
