@@ -1,9 +1,9 @@
 """Draw a network with its patterns: python -m experiments.draw_graph network=NAME OUT.png.
 
-plan=RUN_DIR/plan.json draws the plan of a run, of its network; plan=random (the default) a pattern of
-`patterns` for every group, drawn by `seed`; plan=none the unpruned network. The file ends in .png,
-.svg or .pdf. Other overrides are those of train_agent.py: network, data, frozen, patterns, round_to
-and seed count. Weights play no part, so nothing is trained or loaded.
+plan=RUN_DIR/plan.json draws the plan of a run, on its network; plan=random (the default) a pattern
+of `patterns` for every group, drawn by `seed`; plan=none the unpruned network. The file
+ends in .png, .svg or .pdf. Other overrides are those of train_agent.py: network, data, frozen,
+patterns, round_to and seed count. Weights play no part, so nothing is trained or loaded.
 """
 
 from __future__ import annotations

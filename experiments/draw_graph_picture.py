@@ -1,4 +1,4 @@
-"""The picture of a network graph: feature maps as bars, operators as bands in their patterns' colours."""
+"""A network graph as a picture: feature maps are bars, operators bands in a pattern's colour."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from graphs.network_graph import Edge, NetworkGraph, Operator
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK, FAINT, REMOVED, PLAIN, FIXED = "#2B2B2B", "#8C8C8C", "#E9E9E9", "#B9C0C7", "#DDDDDD"
+INK, FAINT, BODY, REMOVED = "#2B2B2B", "#8C8C8C", "#4A5568", "#E9E9E9"
+PLAIN, FIXED = "#B9C0C7", "#DDDDDD"
 STAGE_TINTS = ("#F5F7FA", "#EBEFF4")
 SHAPE_COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#7A4FBF", "#56B4E9", "#A6761D",
@@ -26,8 +27,9 @@ SHAPE_COLOURS = (
 FAMILY_MAPS = ("viridis_r", "YlOrRd", "PuRd", "YlGn", "Greys")
 """Patterns from mild to heavy, one map for each family."""
 
-BAR, BAND, STAMP, LANE = 0.30, 0.16, 0.36, 1.9
-"""Width of a bar, height of an operator's band, side of a stamp, distance of lanes, in columns."""
+BAR, SYMBOL, BAND, STAMP, LANE = 0.30, 0.17, 0.16, 0.36, 1.9
+"""Width of a bar, radius of a symbol, breadth of an operator's band, side of a stamp, distance of
+lanes, in columns."""
 
 TALLEST = 1.15
 INCHES = 0.86
@@ -151,7 +153,7 @@ class _Picture:
 
     def _half(self, node: int) -> float:
         """Half the width of what is drawn for a node."""
-        return BAR / 2
+        return SYMBOL if self._is_small(node) else BAR / 2
 
     def _straight(self, edge: Edge) -> list[tuple[float, float]]:
         (x0, y0), (x1, y1) = self._centre(edge.source), self._centre(edge.target)
@@ -165,7 +167,7 @@ class _Picture:
         (x0, y0), (x1, y1) = self._centre(edge.source), self._centre(edge.target)
         middle = self._rows[self._layout.spots[edge.source].row].middle
         y = middle + TALLEST / 2 + self._rise(edge)
-        start = y0 + self._heights[edge.source] / 2
+        start = y0 + self._reach(edge.source)
         end = y1 + self._reach(edge.target)
         return [(x0 + 0.06, start), (x0 + 0.06, y), (x1 - 0.06, y), (x1 - 0.06, end)]
 
@@ -175,7 +177,7 @@ class _Picture:
         (x0, y0), (x1, y1) = self._centre(edge.source), self._centre(edge.target)
         index = crossings.get(source.row, 0)
         crossings[source.row] = index + 1
-        out = x0 + BAR / 2 + 0.14 + 0.1 * (index % 3)
+        out = x0 + 0.42 + 0.1 * (index % 3)
         y = self._rows[source.row].gutter - 0.16 * (index % 3)
         points = [(x0 + BAR / 2, y0), (out, y0), (out, y)]
         if target.row > source.row + 1:  # along the left edge past the rows in between
@@ -190,10 +192,10 @@ class _Picture:
 
     def _reach(self, node: int) -> float:
         """Distance from the centre of a node to its upper end."""
-        return 0.17 if self._is_small(node) else self._heights[node] / 2
+        return SYMBOL if self._is_small(node) else self._heights[node] / 2
 
     def _is_small(self, node: int) -> bool:
-        """Whether a node is drawn as a symbol: it joins or moves feature maps and has no weights."""
+        """Whether a node is drawn as a symbol: it only sums or multiplies."""
         kinds = self._inputs.get(node, set())
         return bool(kinds) and kinds <= {"add", "mul"}
 
@@ -226,7 +228,9 @@ class _Picture:
             _line(axes, points, color=INK if edge.kind == "add" else FAINT, width=1.1)
             return
         stripes = self._plan.stripes[edge.operator]
-        _band(axes, points, [(self._colours[s.label], s.share) for s in stripes])
+        is_long = len(points) > 4  # a broad band around a whole row would drown the picture
+        colours = [(self._colours[s.label], s.share) for s in stripes]
+        _band(axes, points, colours, breadth=BAND / 2 if is_long else BAND)
         x, y = _stamp_place(points)
         stamped = [s for s in stripes if s.label in self._plan.shapes]
         for index, stripe in enumerate(stamped):
@@ -258,18 +262,19 @@ class _Picture:
         x, y = self._centre(node)
         channels, kept = len(self._graph.feature_maps[node].units), self._plan.kept[node]
         if self._is_small(node):
-            axes.add_patch(Circle((x, y), 0.17, facecolor="white", edgecolor=INK, lw=1, zorder=5))
+            axes.add_patch(Circle((x, y), SYMBOL, facecolor="white", edgecolor=INK, lw=1, zorder=5))
             kind = min(self._inputs[node])
             axes.text(
-                x, y - 0.012, SYMBOLS[kind], ha="center", va="center", fontsize=9, color=INK, zorder=6
-            )
-            self._label(axes, x, y - 0.17, kept, channels, "")
+                x, y - 0.012, SYMBOLS[kind], ha="center", va="center", fontsize=9, color=INK,
+                zorder=6,
+            )  # fmt: skip
+            self._label(axes, x, y - SYMBOL, kept, channels, "")
             return
         height = self._heights[node]
         low, filled = y - height / 2, height * kept / max(1, channels)
-        for part, colour in ((height, REMOVED), (filled, "#4A5568")):
+        for part, colour in ((height, REMOVED), (filled, BODY)):
             axes.add_patch(
-                Rectangle((x - BAR / 2, low), BAR, part, facecolor=colour, edgecolor="none", zorder=5)
+                Rectangle((x - BAR / 2, low), BAR, part, facecolor=colour, linewidth=0, zorder=5)
             )
         axes.add_patch(
             Rectangle((x - BAR / 2, low), BAR, height, fill=False, edgecolor=INK, lw=0.7, zorder=6)
@@ -297,7 +302,8 @@ class _Picture:
         if not makers:
             kinds = sorted(self._inputs.get(node, ()))
             return SYMBOLS.get(kinds[0], kinds[0]) if kinds else "input"
-        return "\n".join([*_broken(makers[0].name), describe(makers[0])])
+        name, kind = makers[0].name, describe(makers[0])
+        return name if name == kind else "\n".join([*_broken(name), kind])
 
     def _legend_items(self) -> list[tuple[str, str]]:
         """Label and text of each entry."""
@@ -324,8 +330,9 @@ class _Picture:
                     Rectangle((x - 0.2, y - 0.08), 0.4, 0.16, facecolor=self._colours[label], lw=0)
                 )
             else:
-                for part, colour in ((0.4, REMOVED), (0.24, "#4A5568")):
-                    axes.add_patch(Rectangle((x - 0.08, y - 0.2), 0.16, part, facecolor=colour, lw=0))
+                for part, colour in ((0.4, REMOVED), (0.24, BODY)):
+                    corner = (x - 0.08, y - 0.2)
+                    axes.add_patch(Rectangle(corner, 0.16, part, facecolor=colour, linewidth=0))
             axes.text(x + 0.3, y, text, va="center", fontsize=8, color=INK)
 
 
@@ -361,7 +368,7 @@ def describe(operator: Operator) -> str:
     return f"{kind} {kernel}".strip()
 
 
-def _broken(name: str, longest: int = 15) -> list[str]:
+def _broken(name: str, longest: int = 17) -> list[str]:
     """A dotted name on lines of at most `longest` characters where its dots allow."""
     lines = [""]
     for part in name.replace(".", ".\0").split("\0"):
@@ -394,7 +401,11 @@ def _line(axes: Axes, points: Sequence[tuple[float, float]], *, color: str, widt
 
 
 def _band(
-    axes: Axes, points: list[tuple[float, float]], stripes: Sequence[tuple[str, float]]
+    axes: Axes,
+    points: list[tuple[float, float]],
+    stripes: Sequence[tuple[str, float]],
+    *,
+    breadth: float,
 ) -> None:
     """A broad line whose stripes, side by side, are as broad as their share."""
     from matplotlib.patches import PathPatch, Polygon
@@ -404,15 +415,15 @@ def _band(
     ux, uy = (x1 - x0) / length, (y1 - y0) / length
     base = (x1 - 0.11 * ux, y1 - 0.11 * uy)
     line = [*points[:-1], base]
-    offset = BAND / 2
+    offset = breadth / 2
     for colour, share in stripes:
-        breadth = BAND * share
-        offset -= breadth
+        part = breadth * share
+        offset -= part
         # Stripes differ in y: the parts of a band that are not horizontal are short.
-        moved = [(x, y + offset + breadth / 2) for x, y in line]
+        moved = [(x, y + offset + part / 2) for x, y in line]
         axes.add_patch(
             PathPatch(
-                _rounded(moved), fill=False, edgecolor=colour, linewidth=72 * INCHES * breadth,
+                _rounded(moved), fill=False, edgecolor=colour, linewidth=72 * INCHES * part,
                 capstyle="butt", joinstyle="round", zorder=2,
             )
         )  # fmt: skip
