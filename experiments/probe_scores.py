@@ -91,7 +91,7 @@ def _splits(groups: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray,
 
 def _permuted(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Labels of whole groups change places where a group has one label, of rows otherwise."""
-    numbers, first, member = np.unique(groups, return_index=True, return_inverse=True)
+    _, first, member = np.unique(groups, return_index=True, return_inverse=True)
     of_group = labels[first]
     if np.array_equal(of_group[member], labels):
         return rng.permutation(of_group)[member]
