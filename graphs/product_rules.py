@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphs.attention_rules import patch_head_counts
 from graphs.labels import spread, varying_axes
 from graphs.rule_registry import UnsupportedOp, argument, patch_attribute, rule
 from graphs.trace_records import TracedOperator
@@ -199,6 +200,7 @@ def _contract(
             tied = torch.cat([left[head].reshape(-1), right[head].reshape(-1)])
             tracer.forest.union(tied[:1].expand(tied.shape), tied)
         tracer.trace.head_labels.append(rows[:, 0])
+        patch_head_counts(tracer, rows[:per_sample, 0])
         result = rows[:, :1].reshape(*batch, 1, 1)
     else:
         if tracer.attention == "none":

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphs.labels import shrink, spread, tie_along, varying_axes
+from graphs.labels import channel_axis, line_along, shrink, spread, tie_along, varying_axes
 from graphs.rule_registry import argument, function_name, rule, tensor_arguments
 from graphs.trace_records import Broadcast
 from graphs.tracer import Tracer
@@ -48,9 +48,7 @@ def _elementwise(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor)
     activations = [tensor for tensor in tensors if tracer.is_activation(tensor)]
     origins = {tracer.node_of(tensor) for tensor in activations}
     if len(origins) > 1:
-        axis = 1 if out.dim() == 4 else out.dim() - 1
-        labels = shrink(result).movedim(axis, 0)
-        channel_labels = labels.reshape(labels.shape[0], -1)[:, 0].expand(out.shape[axis])
+        channel_labels = line_along(result, channel_axis(result))
         kind = "mul" if "mul" in function_name(func) else "add"
         tracer.new_node(out, channel_labels, activations, kind)
     elif activations:
@@ -99,6 +97,10 @@ def _merge(tracer: Tracer, first: Tensor, second: Tensor, is_activation: bool) -
         both = [axis for axis, (a, b) in enumerate(zip(*changes, strict=True)) if a and b]
         if both:
             tie_along(tracer.forest, first, second, both)
+        elif tracer.stays(second):  # a mask of tokens that is an input, say
+            return first
+        elif tracer.stays(first):
+            return second
         elif shrink(first).numel() > 1 and shrink(second).numel() > 1:
             tracer.freeze(shrink(first), "outer combination of two activations")
             tracer.freeze(shrink(second), "outer combination of two activations")
@@ -175,9 +177,8 @@ def _reduce(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None
     if tracer.is_activation(x):
         channel_labels = tracer.labels(output).reshape(-1)
         if output.dim() > 0:
-            axis = 1 if output.dim() == 4 else output.dim() - 1
-            channel_labels = tracer.labels(output).movedim(axis, 0)
-            channel_labels = channel_labels.reshape(output.shape[axis], -1)[:, 0]
+            made = tracer.labels(output)
+            channel_labels = line_along(made, channel_axis(made))
         tracer.new_node(output, channel_labels, [x], "pool")
         tracer.same_node(tensor_arguments(out)[1:], output)
 

@@ -191,9 +191,10 @@ def _guessed_sizes(
 def _split(func: Any, args: Any, kwargs: Any, call: SlimCall, _: Any) -> Any:
     x, axis = argument(args, kwargs, 0, "input"), argument(args, kwargs, 2, "dim", 0)
     axis %= x.dim()
-    if axis not in call.sizes[0]:
+    sizes = [shape[axis] for shape in call.shapes]
+    if axis not in call.sizes[0] and sum(sizes) != x.shape[axis]:  # tokens, of another number
         return func(*args, **kwargs)
-    return torch.split(x, [sizes[axis] for sizes in call.sizes], axis)
+    return torch.split(x, sizes, axis)
 
 
 def _getitem(func: Any, args: Any, kwargs: Any, call: SlimCall, _: Any) -> Tensor:
