@@ -60,7 +60,7 @@ def _order_of_axes(func: Callable[..., Any], args: Any, kwargs: Any, x: Tensor) 
     view reshape flatten unflatten unsqueeze squeeze expand expand_as repeat repeat_interleave
     tile flip roll narrow select index_select chunk split tensor_split unbind getitem
     broadcast_to channel_shuffle pixel_shuffle pixel_unshuffle native_channel_shuffle view_as
-    reshape_as split_with_sizes
+    reshape_as split_with_sizes ravel
     """.split()
 )
 def _move(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:

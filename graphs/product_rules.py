@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 from typing import Any
 
 import torch
@@ -116,13 +117,14 @@ def _addmm(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> No
 
 @rule("einsum")
 def _einsum(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    equation, operands = args[0], args[1:]
+    written, operands = args[0], args[1:]
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
         operands = tuple(operands[0])
-    inputs, _, result = equation.replace(" ", "").partition("->")
+    equation = _without_ellipsis(written.replace(" ", ""), operands)
+    inputs, _, result = equation.partition("->")
     terms = inputs.split(",")
     refusal = UnsupportedOp(
-        f"einsum({equation!r}) {tracer.where()} has no channel rule; it needs '->', no '...', and "
+        f"einsum({written!r}) {tracer.where()} has no channel rule; it needs '->' and "
         "two operands of which every axis is in the result or in both."
     )
     letters = set(inputs) - {","}
@@ -168,6 +170,21 @@ def _einsum(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> N
     )
     labels = labels.reshape([size[letter] for letter in (*batch, *left, *right)])
     tracer.put(out, labels.permute([(*batch, *left, *right).index(letter) for letter in result]))
+
+
+def _without_ellipsis(equation: str, operands: Any) -> str:
+    """The equation with letters for '...', where that stands for as many axes in every operand."""
+    inputs, arrow, _ = equation.partition("->")
+    terms = inputs.split(",")
+    hidden = {
+        operand.dim() - len(term.replace("...", ""))
+        for term, operand in zip(terms, operands, strict=False)
+        if "..." in term
+    }
+    if len(hidden) != 1 or not arrow:
+        return equation
+    free = [letter for letter in string.ascii_letters if letter not in equation]
+    return equation.replace("...", "".join(free[: hidden.pop()]))
 
 
 def _contract(
