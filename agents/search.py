@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gymnasium import spaces
+from sb3_contrib import MaskablePPO
 from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common import logger as sb3_logger
 from stable_baselines3.common.callbacks import BaseCallback
@@ -17,6 +18,7 @@ from agents.callbacks import EvaluationLimit, Progress
 
 ACTION_SPACES: dict[type, tuple[type[spaces.Space], ...]] = {
     DQN: (spaces.Discrete,),
+    MaskablePPO: (spaces.Discrete, spaces.MultiDiscrete),
     SAC: (spaces.Box,),
     TD3: (spaces.Box,),  # DDPG is a TD3
 }
@@ -137,7 +139,7 @@ def check_agent(agent_class: type, env: Any) -> None:
         return
     wanted = " or ".join(kind.__name__ for kind in allowed)
     action = "ratio" if spaces.Box in allowed else "pattern"
-    episode = "" if spaces.Box in allowed else " and env/episode=layerwise"
+    episode = " and env/episode=layerwise" if allowed == (spaces.Discrete,) else ""
     raise ValueError(
         f"{agent_class.__name__} decides {wanted} actions, and the actions of {env.unwrapped} are "
         f"{env.action_space}. Set env/action={action}{episode}, or take an agent that fits every "

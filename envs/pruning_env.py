@@ -11,29 +11,26 @@ import gymnasium
 import numpy as np
 
 from envs.actions import Action
+from envs.band_reward import BandReward
 from envs.budgets import Budget
+from envs.compatibility import check_parts
 from envs.episodes import Episode
 from envs.observations import Observation
 from envs.problem import Assignment, CostMeter, Problem, State, nonzero_macs
 from envs.recording import EpisodeRecord, EpisodeSink
 from envs.rendering import draw_bars, write_bars
-from envs.rewards import BandPenalty, Reward, Transition, likelihood_kept
+from envs.rewards import (
+    AdaptiveReward,
+    BandPenalty,
+    Reward,
+    TaskReward,
+    Transition,
+    likelihood_kept,
+    merit,
+)
 from pruning.evaluation import Evaluation
 from pruning.plan import Candidate
 from pruning.task import PruningTask
-
-REFUSED = {
-    ("env/episode", "whole", "budget", "wall"): (
-        "a wall bounds one decision at a time. Use budget=project (ratios) or budget=band"
-    ),
-    ("env/episode", "layerwise", "budget", "project"): (
-        "a projection scales all decisions at once. Use budget=wall"
-    ),
-    ("env/action", "pattern", "budget", "project"): (
-        "a projection scales ratios, and patterns are not ratios. Use budget=band"
-    ),
-}
-"""Pairs of parts that make no sense together, and what to do instead."""
 
 
 class PruningEnv(gymnasium.Env[Any, Any]):
@@ -68,7 +65,8 @@ class PruningEnv(gymnasium.Env[Any, Any]):
     ## Rewards
     Named terms, summed, in `info["reward_terms"]`. Layerwise they are paid at the last step, and
     the others pay 0. Outside a budget band the network is not measured, and the reward is below
-    every reward inside.
+    every reward inside. `info["reward_state"]` has the numbers behind a reward that depends on
+    earlier results, such as its multiplier.
 
     ## Starting State
     The unpruned network, nothing decided. Nothing is random: the same actions give the same
@@ -124,13 +122,15 @@ class PruningEnv(gymnasium.Env[Any, Any]):
                 f"render_mode must be one of {', '.join(self.metadata['render_modes'])} or None, "
                 f"got {render_mode!r}."
             )
-        _check_parts(action, episode, budget, reward)
+        reward = reward.bind(task) if isinstance(reward, TaskReward) else reward
+        check_parts(action, episode, budget, reward)
         self.task = task
         self.render_mode = render_mode
         self.history: list[EpisodeRecord] = []
         self.best: EpisodeRecord | None = None
         self._sinks = tuple(sinks)
-        self._reward: Reward = BandPenalty(reward) if budget.can_be_missed else reward
+        is_penalised = budget.can_be_missed and not isinstance(reward, BandReward)
+        self._reward: Reward = BandPenalty(reward) if is_penalised else reward
         actions = action.bind(task, episode.is_sequential)
         meter = CostMeter(task, actions, budget.cost)
         smallest = actions.smallest(meter)
@@ -308,12 +308,13 @@ class PruningEnv(gymnasium.Env[Any, Any]):
             relative_macs=state.cost / problem.meter.base,
             macs=macs,
             params=params,
+            counts=tuple(int(count) for count in candidate.keep.counts),
             budget_distance=problem.limits.distance(state.cost),
             finished=finished,
         )
         terms = self._reward(transition)
-        score = float(sum(terms.values()))
-        self._reward_sum += score
+        score = merit(self._reward, transition, terms)
+        self._reward_sum += float(sum(terms.values()))
         record = EpisodeRecord(
             episode=len(self.history),
             steps=state.step,
@@ -334,11 +335,15 @@ class PruningEnv(gymnasium.Env[Any, Any]):
             clamps=self._clamps,
             seconds=time.perf_counter() - self._started,
             plan=task.plan(decisions, candidate),
+            reward_state=self._reward_state(),
         )
         is_better = self.best is None or score > self.best.score
         if met and evaluation is not None and is_better:
             self.best = record
         return record, terms
+
+    def _reward_state(self) -> dict[str, float]:
+        return dict(self._reward.state) if isinstance(self._reward, AdaptiveReward) else {}
 
     def _evaluate(self, candidate: Candidate) -> Evaluation:
         overlay = self.task.overlay(candidate) if candidate.masks else None
@@ -366,29 +371,8 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         state, problem = self._state, self._problem
         return {
             "reward_terms": dict(terms),
+            "reward_state": self._reward_state(),
             "relative_macs": state.cost / problem.meter.base,
             "met": problem.limits.met(state.cost),
             "clamps": self._clamps,
         }
-
-
-def _check_parts(action: Action, episode: Episode, budget: Budget, reward: Reward) -> None:
-    """Refuse parts that make no sense together.
-
-    Raises:
-        ValueError: the message names both keys.
-    """
-    parts = {
-        "env/action": action.name,
-        "env/episode": episode.name,
-        "budget": budget.name,
-    }
-    for (first, one, second, other), reason in REFUSED.items():
-        if parts[first] == one and parts[second] == other:
-            raise ValueError(f"{first}={one} and {second}={other} do not go together: {reason}.")
-    if not reward.pays_for_compression and budget.name == "none":
-        raise ValueError(
-            f"reward={reward.name} and budget=none do not go together: neither asks for a smaller "
-            f"network, so the best plan would be to prune nothing. Set a budget, or "
-            f"reward=alpha."
-        )
