@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from envs.compatibility import check_parts
 from envs.episodes import Episode
 from envs.observations import Observation
 from envs.problem import Assignment, CostMeter, Problem, State, nonzero_macs
-from envs.recording import EpisodeRecord, EpisodeSink
+from envs.recording import EpisodeLog, EpisodeRecord, EpisodeSink
 from envs.rendering import draw_bars, write_bars
 from envs.rewards import (
     AdaptiveReward,
@@ -28,7 +29,6 @@ from envs.rewards import (
     likelihood_kept,
     merit,
 )
-from pruning.evaluation import Evaluation
 from pruning.plan import Candidate
 from pruning.task import PruningTask
 
@@ -94,9 +94,6 @@ class PruningEnv(gymnasium.Env[Any, Any]):
 
     Attributes:
         task: as given.
-        history: a record of every finished episode.
-        best: the measured network within budget that had the highest reward, of any step of any
-            episode; None before the first.
 
     Raises:
         ValueError: parts that do not fit together, a budget that cannot be reached, or an unknown
@@ -126,9 +123,7 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         check_parts(action, episode, budget, reward)
         self.task = task
         self.render_mode = render_mode
-        self.history: list[EpisodeRecord] = []
-        self.best: EpisodeRecord | None = None
-        self._sinks = tuple(sinks)
+        self._log = EpisodeLog(tuple(sinks))
         is_penalised = budget.can_be_missed and not isinstance(reward, BandReward)
         self._reward: Reward = BandPenalty(reward) if is_penalised else reward
         actions = action.bind(task, episode.is_sequential)
@@ -153,6 +148,19 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         self._start_episode()
 
     @property
+    def history(self) -> list[EpisodeRecord]:
+        """A record of every finished episode, those of siblings included."""
+        return self._log.history
+
+    @property
+    def best(self) -> EpisodeRecord | None:
+        """The measured network within budget that had the highest reward; None before the first.
+
+        Of any step of any episode, those of siblings included.
+        """
+        return self._log.best
+
+    @property
     def num_evaluations(self) -> int:
         """Counted evaluations of the task; all that share the task count together."""
         return self.task.evaluator.num_evaluations
@@ -175,12 +183,12 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         """Execute an action and, layerwise at the end, measure the network."""
         if not self._is_running:
             raise gymnasium.error.ResetNeeded("The episode is over: call reset() before step().")
-        problem, previous = self._problem, self._state
-        assignment, clamps = problem.actions.execute(problem, previous, action)
+        problem = self._problem
+        assignment, clamps = problem.actions.execute(problem, self._state, action)
         self._clamps += clamps
         self._record_action(action)
         self._state = self._successor(assignment)
-        terminated, truncated = self._ends()
+        terminated, truncated = self._ends(self._state)
         finished = terminated or truncated
         terms: dict[str, float] = {}
         record = None
@@ -193,6 +201,30 @@ class PruningEnv(gymnasium.Env[Any, Any]):
             self._finish(record)
             info["record"] = record
         return self._observe(), reward, terminated, truncated, info
+
+    def foresee(self, action: Any) -> Candidate | None:
+        """The candidate that `step(action)` would ask the evaluator for; nothing changes.
+
+        Returns:
+            The candidate, or None when that step would measure nothing.
+        """
+        problem = self._problem
+        assignment, _ = problem.actions.execute(problem, self._state, action)
+        state = self._successor(assignment)
+        is_assessed = not problem.is_sequential or any(self._ends(state))
+        if not is_assessed or not self._is_measured(state):
+            return None
+        return self.task.candidate(problem.actions.decisions(assignment))
+
+    def sibling(self) -> PruningEnv:
+        """Another environment of the same problem, at its first step.
+
+        It shares task, history, best and sinks; episodes of both are told apart by their number.
+        """
+        other = copy.copy(self)
+        other._is_running = False
+        other._start_episode()
+        return other
 
     def action_masks(self) -> np.ndarray:
         """Which choices are allowed now, flat as sb3-contrib's MaskablePPO wants it.
@@ -245,7 +277,7 @@ class PruningEnv(gymnasium.Env[Any, Any]):
 
     def close(self) -> None:
         """Close the sinks."""
-        for sink in self._sinks:
+        for sink in self._log.sinks:
             sink.close()
 
     def _start_episode(self) -> None:
@@ -279,9 +311,9 @@ class PruningEnv(gymnasium.Env[Any, Any]):
             quality=state.quality,
         )
 
-    def _ends(self) -> tuple[bool, bool]:
-        """Whether the episode is terminated, and whether it is truncated."""
-        problem, state = self._problem, self._state
+    def _ends(self, state: State) -> tuple[bool, bool]:
+        """Whether a state terminates the episode, and whether it truncates it."""
+        problem = self._problem
         is_last = state.step >= problem.horizon
         if problem.is_sequential or problem.horizon == 1:  # nothing would follow one step
             return is_last, False
@@ -297,7 +329,7 @@ class PruningEnv(gymnasium.Env[Any, Any]):
             "the task executes other counts than the environment assigned"
         )
         met = problem.limits.met(state.cost)
-        evaluation = self._evaluate(candidate) if met or problem.budget.evaluate_outside else None
+        evaluation = task.evaluator.evaluate(candidate) if self._is_measured(state) else None
         if evaluation is not None:
             quality = likelihood_kept(evaluation, task.base)
             self._state = dataclasses.replace(state, quality=quality)
@@ -339,20 +371,21 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         )
         is_better = self.best is None or score > self.best.score
         if met and evaluation is not None and is_better:
-            self.best = record
+            self._log.best = record
         return record, terms
 
     def _reward_state(self) -> dict[str, float]:
         return dict(self._reward.state) if isinstance(self._reward, AdaptiveReward) else {}
 
-    def _evaluate(self, candidate: Candidate) -> Evaluation:
-        overlay = self.task.overlay(candidate) if candidate.masks else None
-        return self.task.evaluator.evaluate(candidate, overlay=overlay)
+    def _is_measured(self, state: State) -> bool:
+        """Whether a network is measured when it is assessed."""
+        problem = self._problem
+        return problem.budget.evaluate_outside or problem.limits.met(state.cost)
 
     def _finish(self, record: EpisodeRecord) -> None:
         self._is_running = False
         self.history.append(record)
-        for sink in self._sinks:
+        for sink in self._log.sinks:
             sink.write(record)
 
     def _executed(self, assignment: Assignment) -> tuple[tuple[str, float | str], ...]:

@@ -78,6 +78,22 @@ class EpisodeSink(Protocol):
         """Called when the environment is closed; may be called again."""
 
 
+@dataclass
+class EpisodeLog:
+    """What environments of one problem share.
+
+    Attributes:
+        sinks: take every finished episode.
+        history: a record of every finished episode.
+        best: the measured network within budget that had the highest reward, of any step of any
+            episode; None before the first.
+    """
+
+    sinks: tuple[EpisodeSink, ...]
+    history: list[EpisodeRecord] = field(default_factory=list)
+    best: EpisodeRecord | None = None
+
+
 class CsvSink:
     """Writes one line per episode; flushed per line, so that nothing is lost when a run is killed.
 
