@@ -63,9 +63,7 @@ class GaussianProcess:
     def predict(self, plans: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the posterior."""
         assert self._process is not None, "fit comes first"
-        mean, deviation = self._process.predict(
-            self._standardised(np.log(plans)), return_std=True
-        )
+        mean, deviation = self._process.predict(self._standardised(np.log(plans)), return_std=True)
         return mean, deviation
 
     def _standardised(self, inputs: np.ndarray) -> np.ndarray:
