@@ -121,14 +121,12 @@ class ScriptedAgent:
         callbacks.on_training_start(locals(), globals())
         callbacks.on_rollout_start()
         while self.num_timesteps < self._total_timesteps and num_episodes != self.max_episodes:
-            action = self._choose(env, self.rng)
-            new_obs, rewards, dones, infos = env.step(action[None])
+            outcome = self._advance(env)
+            if outcome is None:
+                break
             self.num_timesteps += 1
-            self._take_in(action, float(rewards[0]), bool(dones[0]))
-            num_episodes += int(dones[0])
-            callbacks.update_locals(
-                {"new_obs": new_obs, "rewards": rewards, "dones": dones, "infos": infos}
-            )
+            num_episodes += int(outcome["dones"][0])
+            callbacks.update_locals(outcome)
             if not callbacks.on_step():
                 break
         callbacks.on_rollout_end()
@@ -189,6 +187,13 @@ class ScriptedAgent:
         agent.rng.bit_generator.state = state["rng"]
         agent._remember(state["memory"])
         return agent
+
+    def _advance(self, env: VecEnv) -> dict[str, Any] | None:
+        """Take one step; what SB3's callbacks read of it, or None when there is nothing to try."""
+        action = self._choose(env, self.rng)
+        new_obs, rewards, dones, infos = env.step(action[None])
+        self._take_in(action, float(rewards[0]), bool(dones[0]))
+        return {"new_obs": new_obs, "rewards": rewards, "dones": dones, "infos": infos}
 
     def _take_in(self, action: np.ndarray, reward: float, done: bool) -> None:
         """Learn from one step; agents that only follow a rule do not."""
