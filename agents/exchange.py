@@ -6,7 +6,10 @@ import numpy as np
 
 from agents.count_search import CountSpace, Search
 
-MAX_KNOWN = 1000
+WIDEN_AFTER = 50
+"""Draws in a row without a new plan after which neighbours are one exchange further away."""
+
+MAX_KNOWN = 500
 """Draws in a row without a new plan after which the neighbourhood counts as searched."""
 
 
@@ -24,7 +27,9 @@ def exchange_search(
     """
     best, known, num_known = np.array(start), {_key(start)}, 0
     while num_known < MAX_KNOWN:
-        counts = exchanged(space, best, rng, step)
+        counts = best
+        for _ in range(1 + num_known // WIDEN_AFTER):
+            counts = exchanged(space, counts, rng, step)
         if _key(counts) in known:
             num_known += 1
             continue

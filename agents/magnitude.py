@@ -13,6 +13,7 @@ from agents.count_search import CountSearchAgent, CountSpace, Search
 
 def _lamp(scores: np.ndarray) -> np.ndarray:
     """Each score over the sum of those that are not below it, once sorted."""
+    scores = np.maximum(scores, 0.0)
     order = np.argsort(scores, kind="stable")
     tails = np.cumsum(scores[order][::-1])[::-1]
     result = np.empty_like(scores)
@@ -41,8 +42,9 @@ NORMALISATIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 Convolutional Neural Networks for Resource Efficient Inference" (https://arxiv.org/abs/1611.06440),
 section 2.2. "lamp" divides each score by the sum of those that are not below it, as in "Layer-
 adaptive sparsity for the Magnitude-based Pruning" (https://arxiv.org/abs/2010.07611), with channels
-in the place of weights; it is meant for squared magnitudes (taylor, obd), and not for scores below
-0.
+in the place of weights, and whatever the task's importance is in the place of squared magnitudes;
+scores below 0 count as 0. The best channel of every group then has the same score, 1, so that no
+group is emptied for lack of scale.
 """
 
 
@@ -72,7 +74,7 @@ class MagnitudeAgent(CountSearchAgent):
         self,
         env: Any,
         *,
-        normalise: str = "l2",
+        normalise: str = "lamp",
         cost_powers: Sequence[float] = (0.0,),
         policy: Any = None,
         seed: int | None = None,

@@ -308,6 +308,7 @@ def page_of_axes(path: Path, number: int) -> Iterator[tuple[Figure, Sequence[Axe
         for axes in grid[max(0, number - columns) : number]:  # the lowest of each column
             axes.tick_params(labelbottom=True)
         grid[0].set_xlim(0, 1)
+        grid[0].set_xticks([0.0, 0.25, 0.5, 0.75])  # the next panel begins where 1 would stand
         grid[0].xaxis.set_major_formatter(_percent())
         grid[0].yaxis.set_major_formatter(_percent())
         yield figure, list(grid[:number])

@@ -42,7 +42,7 @@ class SparseTraining:
         ValueError: a value is out of range.
     """
 
-    epochs: int = 30
+    epochs: int = 15
     penalty: str = "l1"
     strength: float = 1e-3
     beta: float = 0.1

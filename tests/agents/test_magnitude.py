@@ -23,8 +23,8 @@ def test_channels_go_in_the_order_of_one_ranking():
     scores = [np.arange(8) + 0.5, np.full(8, 10.0), np.arange(16) - 8.0]  # c: -8 ... 7
     # a threshold of 3.25 keeps 4.5 5.5 6.5 7.5 3.5 (5), all of b, and 4 5 6 7 (4)
     assert threshold_counts(space_of(task, macs(5, 8, 4)), scores).tolist() == [5, 8, 4]
-    # one MAC less: the weakest of those, 3.5 in a, is the first that does not fit; 3 in c fits no more
-    assert threshold_counts(space_of(task, macs(5, 8, 4) - 1), scores).tolist() == [4, 8, 4]
+    # one MAC less: 3.5 in a (1,296 MACs) does not fit; the next in line, 3 in c (1,155), does
+    assert threshold_counts(space_of(task, macs(5, 8, 4) - 1), scores).tolist() == [4, 8, 5]
 
 
 def test_what_is_left_of_the_budget_goes_down_the_ranking():
@@ -88,9 +88,6 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 def test_slimming_follows_the_scales_of_the_batch_norms(tmp_path):
     task = chain_task(criterion="bn_gamma")
-    for name, low in (("a", 3.0), ("b", 2.0), ("c", 0.0)):
-        size = task.graph.group(name).size if name in [g.name for g in task.graph.groups] else None
-        assert size is None or size > 0
     names = [group.name for group in task.graph.groups]
     task.scores = dict(
         zip(names, [np.full(8, 3.0), np.full(8, 2.0), np.linspace(0, 1, 16)], strict=True)
