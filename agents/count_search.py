@@ -37,20 +37,21 @@ class Measured:
 
 
 @dataclass(frozen=True, eq=False)
-class TrainedNetwork:
-    """A pruned network that was trained further, whose evaluation is asked for.
+class OffRecord:
+    """An evaluation that counts, but is no episode: what it measures cannot be the plan to keep.
 
     Attributes:
         counts: kept channels per group, int64 (S,).
-        network: the slim network.
+        network: the slim network with weights of its own, trained further; None for the weights
+            that every plan starts from.
     """
 
     counts: np.ndarray
-    network: nn.Module
+    network: nn.Module | None = None
 
 
-Search: TypeAlias = Generator["np.ndarray | TrainedNetwork", Measured, None]
-"""Asks for evaluations, of kept counts (S,) or of trained networks, and is sent the answers."""
+Search: TypeAlias = Generator["np.ndarray | OffRecord", Measured, None]
+"""Asks for evaluations, of kept counts (S,) or off the record, and is sent the answers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +157,7 @@ class CountSearchAgent(ScriptedAgent, ABC):
         self.evaluations = evaluations
         self._search_seed = int(np.random.default_rng(seed).integers(2**31))
         self._running: Search | None = None
-        self._question: np.ndarray | TrainedNetwork | None = None
+        self._question: np.ndarray | OffRecord | None = None
         self._best_ratios: dict[str, float] | None = None
         self._best_score = -np.inf
         self._findings: dict[str, str] = {}
@@ -228,12 +229,17 @@ class CountSearchAgent(ScriptedAgent, ABC):
         }
 
     def _measure(
-        self, env: VecEnv, question: np.ndarray | TrainedNetwork
+        self, env: VecEnv, question: np.ndarray | OffRecord
     ) -> tuple[Measured, dict[str, Any]]:
-        if isinstance(question, TrainedNetwork):
+        if isinstance(question, OffRecord):
             space = count_space(env)
             candidate = space.candidate(question.counts)
-            evaluation = space.task.evaluator.evaluate_trained(candidate, question.network)
+            evaluator, network = space.task.evaluator, question.network
+            evaluation = (
+                evaluator.evaluate(candidate)
+                if network is None
+                else evaluator.evaluate_trained(candidate, network)
+            )
             score = -evaluation.loss
             met = space.fits(question.counts)
             return Measured(score, evaluation.accuracy, evaluation.loss, met), {}

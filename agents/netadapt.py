@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from agents.count_search import CountSearchAgent, CountSpace, Search, TrainedNetwork
+from agents.count_search import CountSearchAgent, CountSpace, OffRecord, Search
 from pruning.carried_weights import CarriedWeights
 from pruning.fine_tuning import fine_tune
 from pruning.latency_table import LatencyTable
@@ -210,12 +210,14 @@ class NetAdaptAgent(CountSearchAgent):
             best: tuple[Any, int, tuple[float, float], nn.Module | None] | None = None
             for group, proposed in proposals.items():
                 network = None
-                if carried is None:
+                if carried is None and space.fits(proposed) and resource(proposed) > floor:
+                    measured = yield OffRecord(proposed)  # the environment knows MACs only
+                elif carried is None:
                     measured = yield proposed
                 else:
                     network = carried.network(space.candidate(proposed).keep)
                     self._train(network, space, rng)
-                    measured = yield TrainedNetwork(proposed, network)
+                    measured = yield OffRecord(proposed, network)
                 num_asked += 1
                 found = (measured.accuracy, measured.loss)
                 rank = self._rank(quality, found, now - resource(proposed))

@@ -139,7 +139,7 @@ def scan_counts(space: CountSpace, ratios: Sequence[float]) -> Iterator[tuple[in
     Raises:
         ValueError: a ratio is out of range.
     """
-    if not ratios or not all(0.0 < ratio < 1.0 for ratio in ratios):
+    if len(ratios) == 0 or not all(0.0 < ratio < 1.0 for ratio in ratios):
         raise ValueError(
             f"ratios={list(ratios)}: wanted are one or more numbers in (0, 1). Change agent.ratios."
         )

@@ -39,7 +39,7 @@ def test_the_last_evaluation_is_a_plan_within_budget(caplog):
 def test_the_local_search_goes_on_from_there():
     env = chain_env()
     played(env)
-    assert env.num_evaluations == 60
+    assert env.num_evaluations > 12  # until it finds no new neighbour
     assert env.best.loss <= 0.1 + 5 / 8
 
 

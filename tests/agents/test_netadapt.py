@@ -107,7 +107,7 @@ def test_other_resources(monkeypatch):
     _, table = played(env, resource="params", relative_resource=0.3)
     base = env.task.cost.base_params
     assert table[-1]["resource"] <= 0.3 * base < table[-2]["resource"]
-    assert table[-1]["resource"] == env.best.params
+    assert env.best.params <= 0.3 * base
     assert env.best.met
     lookup = SimpleNamespace(latency_of_counts=lambda counts: float(np.sum(counts)))
     monkeypatch.setattr(agents.netadapt.LatencyTable, "load", lambda *args, **kwargs: lookup)

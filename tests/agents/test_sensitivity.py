@@ -59,20 +59,19 @@ def test_the_threshold_is_the_smallest_common_increase():
     task = chain_task()  # rises: 3, 1 and 2 times the fraction removed
     space = CountSpace.of(task, [1, 1, 1], task.cost.base_macs // 2)
     plan = threshold_plan(space, measure_sensitivities(task, [0.25, 0.5, 0.75]))
-    # 0.5: a loses 1 of 8, b 4, c 4: 144 * (7 + 28 + 48) + 36 = 11,988 MACs of 14,424; and 0.375
-    # would keep 7, 5 and 13: 144 * (7 + 35 + 65) + 39 = 15,447; so b or c gets some of it back
-    assert space.fits(plan)
-    assert plan.tolist() in ([7, 4, 13], [7, 5, 12], [7, 5, 11], [7, 4, 15], [8, 4, 13])
+    # 0.375 keeps 7, 5 and 13: 144 * (7 + 35 + 65) + 39 = 15,447 MACs of 14,424; 0.5 keeps 7, 4
+    # and 12: 11,988. A fifth channel of b does not fit (14,724), so c and a get something back.
+    assert plan.tolist() == [8, 4, 14]
 
 
 def test_the_scan_then_the_plan_then_a_local_search():
     env = chain_env()
-    agent = SensitivityAgent(env, ratios=[0.5], refine="exchange", seed=0, evaluations=20)
-    result = run_search(agent, env, evaluations=20)
+    agent = SensitivityAgent(env, ratios=[0.5], refine="exchange", seed=0, evaluations=12)
+    result = run_search(agent, env, evaluations=12)
     counts = [counts_of(record) for record in env.history]
     assert counts[:3] == [(4, 8, 16), (8, 4, 16), (8, 8, 8)]
     assert all(record.met for record in env.history[3:])
-    assert result.evaluations == 20
+    assert result.evaluations == 12
     assert env.best.score >= env.history[3].score
     curves = Sensitivities.from_json(agent.findings()["sensitivities.json"])
     assert curves.curves[1].losses == pytest.approx((0.1, 0.6))
