@@ -195,7 +195,7 @@ class NetAdaptAgent(CountSearchAgent):
         reserve = 1 if carried is None else 2  # the plan itself is measured at the end
         while not (space.fits(counts) and resource(counts) <= floor):
             now = resource(counts)
-            target = max(floor, now - step * self.decay ** len(family))
+            target = max(floor if floor < base else 0.0, now - step * self.decay ** len(family))
             if space.fits(counts):  # the MACs are met, another resource is not
                 target = min(target, now - 1e-9 * base)
             proposals = self._proposals(space, counts, resource, target)
@@ -309,11 +309,11 @@ class NetAdaptAgent(CountSearchAgent):
         return lambda counts: float(space.macs(counts))
 
     def _floor(self, space: CountSpace, base: float) -> float:
-        """The resource that is to be met at the end; below it no step needs to go."""
+        """The resource that is to be met at the end; infinite where only the MACs are bounded."""
         bound = math.inf if self.relative_resource is None else self.relative_resource * base
         if self.resource == "macs":
             return min(bound, float(space.max_macs))
-        return bound if self.relative_resource is not None else base
+        return bound
 
     def _first_step(self, space: CountSpace, base: float, floor: float) -> float:
         """Fraction of the resource that the first step saves."""
