@@ -44,7 +44,7 @@ class SparseTraining:
 
     epochs: int = 15
     penalty: str = "l1"
-    strength: float = 1e-3
+    strength: float = 1e-2
     beta: float = 0.1
     learning_rate: float = 0.05
     momentum: float = 0.9
