@@ -29,6 +29,7 @@ from envs.rewards import (
     likelihood_kept,
     merit,
 )
+from pruning.keep_set import KeepSet
 from pruning.plan import Candidate
 from pruning.task import PruningTask
 
@@ -143,6 +144,7 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         self.action_space = actions.space
         self.observation_space = self._view.space
         self._state: State = self._problem.initial()
+        self._raw_action: tuple[float, ...] = ()
         self._mask: np.ndarray | None = None
         self._is_running = False
         self._start_episode()
@@ -169,6 +171,16 @@ class PruningEnv(gymnasium.Env[Any, Any]):
     def horizon(self) -> int:
         """Most steps of an episode."""
         return self._problem.horizon
+
+    @property
+    def budget_macs(self) -> int:
+        """Most MACs within budget, as the budget counts them."""
+        return self._problem.limits.upper
+
+    @property
+    def smallest_counts(self) -> np.ndarray:
+        """Fewest channels that the actions can leave in each group, int64 (S,)."""
+        return self._problem.smallest.counts.copy()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -262,6 +274,52 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         """Nearly equal pruning ratios per group that meet the budget; none without a budget."""
         return dict(self._problem.actions.uniform(self._problem, self._problem.limits.upper))
 
+    def measure_counts(self, counts: Sequence[int] | np.ndarray) -> EpisodeRecord:
+        """Measure the network with these kept counts: an episode of one exact decision.
+
+        For agents that search over channel counts: nothing is clipped, scaled or rounded, and
+        networks outside the budget are measured too. In all else it is an episode like any other:
+        counted, recorded, written to the sinks, and `best` when it is within budget and better. An
+        episode that is under way ends.
+
+        Args:
+            counts: kept channels per group, shape (S,), allowed ones by `round_to` and not below
+                `smallest_counts`.
+
+        Returns:
+            The record of the episode.
+
+        Raises:
+            ValueError: actions are patterns, or counts are not allowed.
+        """
+        problem = self._problem
+        if problem.actions.num_patterns > 1:
+            raise ValueError(
+                "Channel counts are no pattern actions. Set env=allocation or env/action=ratio."
+            )
+        wanted = np.asarray(counts, dtype=np.int64)
+        if wanted.shape != problem.sizes.shape or (wanted < problem.smallest.counts).any():
+            raise ValueError(
+                f"Wanted are {problem.num_sites} kept counts, each at least "
+                f"{problem.smallest.counts.tolist()}, got {wanted.tolist()}. Lower a count's bound "
+                f"with env.max_ratio."
+            )
+        KeepSet.from_counts(self.task.graph, wanted)  # refuses what round_to or the sizes forbid
+        self._start_episode()
+        assignment = Assignment(wanted, np.zeros_like(wanted))
+        self._raw_action = tuple(problem.actions.removed(assignment).tolist())
+        self._state = State(
+            step=1,
+            site=None,
+            assignment=assignment,
+            decided=np.ones(problem.num_sites, dtype=bool),
+            cost=problem.meter(assignment),
+            quality=1.0,
+        )
+        record, _ = self._assess(finished=True, outside=True)
+        self._finish(record)
+        return record
+
     def render(self) -> Any:
         """The kept fraction of every site, as a picture or as text."""
         if self.render_mode is None:
@@ -285,7 +343,7 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         self._mask = self._problem.actions.mask(self._problem, self._state)
         self._clamps = 0
         self._reward_sum = 0.0
-        self._raw_action: tuple[float, ...] = ()
+        self._raw_action = ()
         self._started = time.perf_counter()
 
     def _record_action(self, action: Any) -> None:
@@ -320,8 +378,10 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         terminated = problem.budget.can_be_missed and problem.limits.met(state.cost)
         return terminated, is_last and not terminated
 
-    def _assess(self, finished: bool) -> tuple[EpisodeRecord, dict[str, float]]:
-        """Measure the current network, unless it is outside a band, and reward it."""
+    def _assess(
+        self, finished: bool, *, outside: bool = False
+    ) -> tuple[EpisodeRecord, dict[str, float]]:
+        """Measure the current network and reward it; outside a band only where that is asked."""
         problem, state, task = self._problem, self._state, self.task
         decisions = problem.actions.decisions(state.assignment)
         candidate = task.candidate(decisions)
@@ -329,7 +389,8 @@ class PruningEnv(gymnasium.Env[Any, Any]):
             "the task executes other counts than the environment assigned"
         )
         met = problem.limits.met(state.cost)
-        evaluation = task.evaluator.evaluate(candidate) if self._is_measured(state) else None
+        is_measured = outside or self._is_measured(state)
+        evaluation = task.evaluator.evaluate(candidate) if is_measured else None
         if evaluation is not None:
             quality = likelihood_kept(evaluation, task.base)
             self._state = dataclasses.replace(state, quality=quality)

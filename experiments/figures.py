@@ -288,10 +288,46 @@ def _legend_below(figure: Figure, axes: Axes, handles: Sequence[Any] | None = No
 
 
 @contextmanager
+def page_of_axes(path: Path, number: int) -> Iterator[tuple[Figure, Sequence[Axes]]]:
+    """A figure of many small axes with common percent scales, at most four beside each other.
+
+    Args:
+        path: PNG file, written at the end.
+        number: how many axes, at least 1.
+
+    Yields:
+        The figure and its axes.
+    """
+    columns = min(4, number)
+    rows = -(-number // columns)
+    with _styled(path) as figure:
+        figure.set_size_inches(2.3 * columns + 0.6, 1.75 * rows + 0.9)
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes in grid[number:]:
+            axes.set_visible(False)
+        for axes in grid[max(0, number - columns) : number]:  # the lowest of each column
+            axes.tick_params(labelbottom=True)
+        grid[0].set_xlim(0, 1)
+        grid[0].set_xticks([0.0, 0.25, 0.5, 0.75])  # the next panel begins where 1 would stand
+        grid[0].xaxis.set_major_formatter(_percent())
+        grid[0].yaxis.set_major_formatter(_percent())
+        yield figure, list(grid[:number])
+
+
+@contextmanager
 def _figure(
     path: Path, *, rows: int, size: tuple[float, float]
 ) -> Iterator[tuple[Figure, Sequence[Axes]]]:
     """A figure with rows that share the x axis; written to `path` at the end, without a display."""
+    with _styled(path) as figure:
+        figure.set_size_inches(*size)
+        axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+        yield figure, list(axes)
+
+
+@contextmanager
+def _styled(path: Path) -> Iterator[Figure]:
+    """An empty figure in Topiary's style; written to `path` at the end, without a display."""
     # "generated new fontManager" on the first run of a machine is no news for the user
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     import matplotlib
@@ -299,9 +335,8 @@ def _figure(
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
-        yield figure, list(axes)
+        yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)

@@ -11,12 +11,14 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from agents.count_search import CountSearchAgent
 from agents.search import SearchResult, check_agent, run_search
 from agents.several import for_environments
 from envs.pruning_env import PruningEnv
 from envs.recording import CsvSink, EpisodeRecord, EpisodeSink
 from envs.vec_env import PruningVecEnv
 from experiments.command_line import comes_from
+from experiments.findings import write_findings
 from experiments.interruption import Interruption
 from experiments.patience import Patience
 from experiments.progress import SearchProgress
@@ -95,6 +97,8 @@ def search(
         raise ValueError(_nothing_found(history, settings))
     write_text(run.plan, best.plan.to_json())
     agent.save(run.agent)
+    if isinstance(agent, CountSearchAgent):
+        write_findings(agent.findings(), run)
     return Found(best, history, result)
 
 
