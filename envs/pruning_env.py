@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -93,12 +93,14 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         reward: what an outcome is worth.
         sinks: take every finished episode.
         render_mode: "rgb_array", "ansi" or None.
+        rank: key of a measured record within budget; `best` has the highest. The reward of the
+            step by default.
 
     Attributes:
         task: as given.
         history: a record of every finished episode.
-        best: the measured network within budget that had the highest reward, of any step of any
-            episode; None before the first.
+        best: the measured network within budget that ranks highest, of any step of any episode;
+            None before the first.
 
     Raises:
         ValueError: parts that do not fit together, a budget that cannot be reached, or an unknown
@@ -118,6 +120,7 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         reward: Reward,
         sinks: Sequence[EpisodeSink] = (),
         render_mode: str | None = None,
+        rank: Callable[[EpisodeRecord], Any] | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(
@@ -130,6 +133,7 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         self.history: list[EpisodeRecord] = []
         self.best: EpisodeRecord | None = None
         self._sinks = tuple(sinks)
+        self._rank = rank or (lambda record: record.score)
         self._reward: Reward = BandPenalty(reward) if budget.can_be_missed else reward
         actions = action.bind(task, episode.is_sequential)
         meter = CostMeter(task, actions, budget.cost)
@@ -335,8 +339,8 @@ class PruningEnv(gymnasium.Env[Any, Any]):
             seconds=time.perf_counter() - self._started,
             plan=task.plan(decisions, candidate),
         )
-        is_better = self.best is None or score > self.best.score
-        if met and evaluation is not None and is_better:
+        is_candidate = met and evaluation is not None
+        if is_candidate and (self.best is None or self._rank(record) > self._rank(self.best)):
             self.best = record
         return record, terms
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from graphs.tracer import ATTENTION
 
+KEEP = ("reward", "accuracy", "loss")
+"""What the plan that a search keeps can be best in; accuracy and loss are of the reward split."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -25,6 +28,7 @@ class Settings:
         evaluations: measured candidates after which the search ends.
         minutes: wall time after which it ends, or None.
         max_timesteps: environment steps after which it ends, or None.
+        keep: what the kept plan is best in, one of KEEP.
         patience: episodes in a row without a new plan after which it ends, or None.
         latency_batch: samples per batch when latency is measured.
         latency_threads: CPU threads when latency is measured.
@@ -44,6 +48,7 @@ class Settings:
     minutes: float | None
     max_timesteps: int | None
     patience: int | None
+    keep: str
     latency_batch: int
     latency_threads: int
     latency_seconds: float
@@ -76,6 +81,7 @@ class Settings:
             minutes=_positive("search.minutes", search["minutes"]),
             max_timesteps=_whole_or_none("search.max_timesteps", search["max_timesteps"]),
             patience=_whole_or_none("search.patience", search["patience"]),
+            keep=_one_of("search.keep", search["keep"], KEEP),
             latency_batch=_whole("evaluation.latency.batch", latency["batch"], lowest=1),
             latency_threads=_whole("evaluation.latency.threads", latency["threads"], lowest=1),
             latency_seconds=_positive("evaluation.latency.min_run_time", latency["min_run_time"])

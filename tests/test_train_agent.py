@@ -32,6 +32,7 @@ SMALL = (
 )
 NETWORK_KEYS = {
     "reward_accuracy",
+    "reward_loss",
     "test_accuracy",
     "test_accuracy_finetuned",
     "macs",
