@@ -42,7 +42,7 @@ class RunResult:
         relative_macs: MACs of the kept plan over those of the unpruned network.
         within_budget: whether the kept plan is within budget.
         reward_accuracy: of the kept plan, on the reward split.
-        reward_loss: of the kept plan, on the reward split.
+        reward_loss: of the kept plan, on the reward split; None when the run did not record it.
         test_accuracy: of the kept plan, before fine-tuning.
         test_accuracy_finetuned: after fine-tuning; None without.
     """
@@ -56,7 +56,7 @@ class RunResult:
     relative_macs: float
     within_budget: bool
     reward_accuracy: float
-    reward_loss: float
+    reward_loss: float | None
     test_accuracy: float
     test_accuracy_finetuned: float | None
 
@@ -137,7 +137,7 @@ def read_run(folder: Path, root: Path, label: str) -> tuple[RunResult, list[Curv
         search_seconds=summary["search_seconds"],
         relative_macs=summary["relative_macs"],
         within_budget=summary["budget"]["met"],
-        **{metric: pruned[metric] for metric in METRICS},
+        **{metric: pruned.get(metric) for metric in METRICS},
     )
     return result, read_curve(run.metrics, label, budget, summary["seed"])
 

@@ -19,7 +19,10 @@ ACCURACY_CAPTION = (
     "Accuracy in %: interquartile mean over seeds and its 95 % bootstrap interval.\n"
     "Fine-tuned: on the test split."
 )
-VERDICT_CAPTION = "Beats: on the test split, before fine-tuning; P: how often one of its runs beats one\nof theirs."
+VERDICT_CAPTION = (
+    "Beats: on the test split, before fine-tuning; P: how often one of its runs beats one\n"
+    "of theirs."
+)
 
 
 def print_comparison(comparison: Comparison) -> None:

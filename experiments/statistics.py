@@ -133,12 +133,15 @@ def verdict(ours: np.ndarray, theirs: np.ndarray) -> str:
 def relabelling_p(ours: np.ndarray, theirs: np.ndarray) -> float:
     """One-sided p-value of the permutation test whose statistic is `improvement`.
 
-    Exact for few seeds: every way to divide the runs between the two policies is tried.
+    Exact for few seeds: every way to divide the runs between the two policies is tried. 1 where a
+    policy has a single run.
 
     Args:
         ours: shape (seeds,).
         theirs: shape (seeds,).
     """
+    if min(len(ours), len(theirs)) < 2:  # a single run separates nothing
+        return 1.0
     from scipy.stats import permutation_test
 
     result = permutation_test(

@@ -63,6 +63,7 @@ def test_the_permutation_test_is_exact():
         ([0, 1, 2], [3, 4, 5], "no"),
         ([3, 4, 5], [0, 1, 4.5], "not separated"),
         ([3, 4], [0, 1], "not separated"),  # two seeds prove nothing
+        ([5], [0, 1, 2], "not separated"),
         ([1, 1, 1], [1, 1, 1], "not separated"),
     ],
 )
