@@ -36,6 +36,8 @@ def main(config: DictConfig) -> float:
     from experiments.comparison_rows import make_jobs, read_rows
     from experiments.comparison_runs import run_jobs
     from experiments.comparison_table import print_comparison
+    from experiments.report import write_page
+    from experiments.report_runs import find_runs
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     compare: dict[str, Any] = OmegaConf.to_container(config.compare, resolve=True)  # type: ignore[assignment]
@@ -51,6 +53,7 @@ def main(config: DictConfig) -> float:
     for prefix in prefixes:
         write_comparison(comparison, prefix)
         draw_comparison(comparison, prefix)
+    write_page(find_runs(folder), folder / "report.html")
     print_comparison(comparison)
     _print_rest(jobs, comparison, failures, folder)
     if failures:
@@ -118,6 +121,7 @@ def _print_rest(
         print(f"FAILED {failure.title}: {failure.message} ({failure.log})")
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     print(f"\nComparison: {shown}/comparison.json, .csv, _curves.csv, _curves.png, _test.png")
+    print(f"Page: {shown}/report.html")
 
 
 def _processes(jobs: Any) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.command_line import run_command
-from experiments.comparison_results import RIVALS, statistics
+from experiments.comparison_results import RIVALS, Comparison, statistics
 from experiments.comparison_table import estimate_cell
 from experiments.report_charts import (
     fine_tuning,
@@ -84,30 +84,35 @@ def page(runs: Sequence[ReportRun], path: Path) -> dict[str, Any]:
     """
     comparison = as_comparison(runs)
     labels = comparison.labels
-    metric, metric_name = shown_metric(runs)
-    best = max(runs, key=lambda run: run.summary["pruned"][metric])
+    _, metric_name = shown_metric(runs)
+    # chosen as a search chooses: by the test split it would be the luckiest, not the best
+    best = max(runs, key=lambda run: run.summary["pruned"]["reward_accuracy"])
     best_of = {
         label: max(
             (run for run in runs if run.label == label),
-            key=lambda run: (run.summary["pruned"]["reward_accuracy"]),
+            key=lambda run: run.summary["pruned"]["reward_accuracy"],
         )
         for label in labels
     }
     first = runs[0].summary
+    rivals = [rival for rival in RIVALS if len(labels) > 1 and rival in labels]
     return {
         "title": f"{first['network']} on {first['data']}",
         "subtitle": _subtitle(runs, labels),
         "base": first["base"],
         "best": best,
-        "metric": metric,
         "metric_name": metric_name,
         "seconds": sum(run.summary["search_seconds"] for run in runs),
         "evaluations": sum(run.summary["evaluations"] for run in runs),
         "styles": style_of(labels),
         "tables": [
-            {"budget": budget, "rows": _table(comparison, budget)} for budget in comparison.budgets
+            {
+                "budget": budget,
+                "rivals": rivals,
+                "rows": _table(comparison, budget, rivals),
+            }
+            for budget in comparison.budgets
         ],
-        "rivals": RIVALS,
         "curves": [(budget, learning_curves(comparison, budget)) for budget in comparison.budgets],
         "tuned": [
             (budget, chart)
@@ -124,7 +129,9 @@ def page(runs: Sequence[ReportRun], path: Path) -> dict[str, Any]:
 def _subtitle(runs: Sequence[ReportRun], labels: Sequence[str]) -> str:
     if len(runs) == 1:
         run = runs[0]
-        return f"Pruned by {run.summary['agent']} in {run.summary['env']}, seed {run.summary['seed']}"
+        return (
+            f"Pruned by {run.summary['agent']} in {run.summary['env']}, seed {run.summary['seed']}"
+        )
     seeds = len({run.summary["seed"] for run in runs})
     return (
         f"{len(labels)} polic{'y' if len(labels) == 1 else 'ies'} or settings, {seeds} "
@@ -132,7 +139,7 @@ def _subtitle(runs: Sequence[ReportRun], labels: Sequence[str]) -> str:
     )
 
 
-def _table(comparison: Any, budget: float) -> list[dict[str, Any]]:
+def _table(comparison: Comparison, budget: float, rivals: Sequence[str]) -> list[dict[str, Any]]:
     found = {
         (row["label"], row["metric"]): row
         for row in statistics(comparison)
@@ -158,7 +165,7 @@ def _table(comparison: Any, budget: float) -> list[dict[str, Any]]:
                 "within": bool(comparison.values("within_budget", label, budget).all()),
                 "evaluations": mean("evaluations"),
                 "seconds": mean("search_seconds"),
-                "over": [found[label, "test_accuracy"].get(f"over_{rival}") for rival in RIVALS],
+                "over": [found[label, "test_accuracy"].get(f"over_{rival}") for rival in rivals],
             }
         )
     return rows

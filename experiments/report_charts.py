@@ -143,7 +143,9 @@ def learning_curves(comparison: Comparison, budget: float) -> Chart:
     for label in comparison.labels:
         seeds = [run.seed for run in comparison.runs if (run.label, run.budget) == (label, budget)]
         if seeds:
-            curves[label] = np.array([_one_curve(comparison, label, budget, s, grid) for s in seeds])
+            curves[label] = np.array(
+                [_one_curve(comparison, label, budget, s, grid) for s in seeds]
+            )
     late = np.concatenate([values[:, len(grid) // 10 :].ravel() for values in curves.values()])
     y = _y_scale(late[np.isfinite(late)])
     x = Scale(0, float(len(grid)), LEFT, WIDTH - RIGHT)
@@ -197,7 +199,13 @@ def pareto(runs: Sequence[ReportRun]) -> Pareto:
     marks: list[tuple[float, float, str, str, str]] = []
     if is_single:
         marks += [
-            (macs, accuracy, "tried", f"{percent(macs, 1)} of the MACs: {percent(accuracy, 2)}", "dot")
+            (
+                macs,
+                accuracy,
+                "tried",
+                f"{percent(macs, 1)} of the MACs: {percent(accuracy, 2)}",
+                "dot",
+            )
             for macs, accuracy in _measured(runs[0])
         ]
     metric, _ = shown_metric(runs)

@@ -137,6 +137,8 @@ def _links(edges: Sequence[Mapping[str, Any]], rows: Sequence[MapRow]) -> tuple[
         lane = next((i for i, free in enumerate(lanes) if free <= source), len(lanes))
         lanes[lane : lane + 1] = [target]
         x = max(GUTTER - 14 - LANE * lane, 4)
-        path = f"M{GUTTER},{start} Q{x},{start} {x},{start + 10} V{end - 10} Q{x},{end} {GUTTER},{end}"
+        path = (
+            f"M{GUTTER},{start} Q{x},{start} {x},{start + 10} V{end - 10} Q{x},{end} {GUTTER},{end}"
+        )
         links.append(Line(path, "skip"))
     return tuple(links)
