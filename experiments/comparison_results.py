@@ -139,7 +139,7 @@ def read_run(folder: Path, root: Path, label: str) -> tuple[RunResult, list[Curv
         within_budget=summary["budget"]["met"],
         **{metric: pruned.get(metric) for metric in METRICS},
     )
-    return result, read_curve(run.metrics, label, budget, summary["seed"])
+    return result, ending_with(read_curve(run.metrics, label, budget, summary["seed"]), result)
 
 
 def read_curve(metrics: Path, label: str, budget: float, seed: int) -> list[CurvePoint]:
@@ -156,6 +156,29 @@ def read_curve(metrics: Path, label: str, budget: float, seed: int) -> list[Curv
                 evaluations = int(row["evaluations"])
                 points.append(CurvePoint(label, budget, seed, evaluations, accuracy, loss))
     return points
+
+
+def ending_with(points: Sequence[CurvePoint], result: RunResult) -> list[CurvePoint]:
+    """A curve that ends no lower than the kept plan.
+
+    `metrics.csv` has one line per episode; an episode that measures at every step may have found
+    the kept plan before its end.
+
+    Args:
+        points: of one run, in order.
+        result: that run.
+    """
+    accuracy, loss = result.reward_accuracy, result.reward_loss
+    if points:
+        accuracy = max(points[-1].accuracy, accuracy)
+        loss = points[-1].loss if loss is None else min(points[-1].loss, loss)
+        if (accuracy, loss) == (points[-1].accuracy, points[-1].loss):
+            return list(points)
+    end = CurvePoint(
+        result.label, result.budget, result.seed, result.evaluations, accuracy,
+        np.nan if loss is None else loss,
+    )  # fmt: skip
+    return [*points, end]
 
 
 def curve_on_grid(points: Sequence[CurvePoint], metric: str, grid: np.ndarray) -> np.ndarray:

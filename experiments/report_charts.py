@@ -217,9 +217,10 @@ def pareto(runs: Sequence[ReportRun]) -> Pareto:
     candidates = [(macs, accuracy) for macs, accuracy, *_ in marks]
     points = front(candidates)
     uniforms = sorted({_point(run.summary["uniform"], run.summary["base"], metric) for run in runs})
-    marks += [(m, a, "uniform", f"uniform: {percent(a, 2)}", "diamond") for m, a in uniforms]
+    yardsticks = [(m, a, "uniform", f"uniform: {percent(a, 2)}", "diamond") for m, a in uniforms]
     base = runs[0].summary["base"][metric.removesuffix("_finetuned")]
-    marks.append((1.0, base, "base", f"unpruned: {percent(base, 2)}", "square"))
+    yardsticks.append((1.0, base, "base", f"unpruned: {percent(base, 2)}", "square"))
+    marks = [*yardsticks, *marks]  # the kept plans lie on top
     x = Scale(0, 1.02, LEFT, WIDTH - RIGHT)
     y = _y_scale(np.array([accuracy for _, accuracy, *_ in marks]))
     chart = Chart(

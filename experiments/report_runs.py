@@ -13,6 +13,7 @@ from experiments.comparison_results import (
     Comparison,
     CurvePoint,
     RunResult,
+    ending_with,
     read_curve,
 )
 from experiments.comparison_rows import BOOKKEEPING
@@ -62,7 +63,7 @@ class ReportRun:
         """Best so far within budget, where it improves."""
         result = self.result
         metrics = RunFolder(self.folder).metrics
-        return read_curve(metrics, self.label, result.budget, result.seed)
+        return ending_with(read_curve(metrics, self.label, result.budget, result.seed), result)
 
 
 def find_runs(folder: Path) -> tuple[ReportRun, ...]:

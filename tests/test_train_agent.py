@@ -100,6 +100,7 @@ def test_a_run_leaves_every_file_of_the_design(train, capsys):
         "figures/search.png",
         "figures/groups.png",
         "figures/tradeoff.png",
+        "report.html",
     } <= files
     summary = json.loads((folder / "summary.json").read_text())
     assert {

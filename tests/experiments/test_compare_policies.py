@@ -18,6 +18,7 @@ from experiments.comparison_results import (
     CurvePoint,
     RunResult,
     curve_on_grid,
+    ending_with,
     read_comparison,
     read_curve,
     statistics,
@@ -190,6 +191,15 @@ def test_a_curve_is_the_best_so_far_within_budget(tmp_path):
     grid = np.arange(0, 8)
     expected = [np.nan, 2.0, 2.0, 2.0, 1.5, 1.5, 1.0, 1.0]
     np.testing.assert_array_equal(curve_on_grid(points, "loss", grid), expected)
+
+
+def test_a_curve_ends_no_lower_than_the_kept_plan(tmp_path):
+    (tmp_path / "metrics.csv").write_text(METRICS_CSV)
+    points = read_curve(tmp_path / "metrics.csv", "ppo", 0.5, 0)
+    kept = RunResult("ppo", 0.5, 0, "f", 9, 1.0, 0.49, True, 0.8, 1.2, 0.5, None)
+    assert ending_with(points, kept)[-1] == CurvePoint("ppo", 0.5, 0, 9, 0.8, 1.0)
+    worse = RunResult("ppo", 0.5, 0, "f", 9, 1.0, 0.49, True, 0.6, 1.2, 0.5, None)
+    assert ending_with(points, worse) == points
 
 
 def made_up(values, metric="test_accuracy"):
