@@ -28,7 +28,7 @@ class ScriptedAgent:
     """Rolls out episodes whose actions follow a rule, with the interface of an SB3 agent.
 
     Args:
-        env: a Gymnasium env, or a VecEnv of one; None to attach one later with `set_env`.
+        env: a Gymnasium env, or a VecEnv; None to attach one later with `set_env`.
         choose: the rule.
         max_episodes: `learn` ends after so many episodes, None for no bound.
         seed: seed of the rule's generator and of the env's first reset.
@@ -72,14 +72,10 @@ class ScriptedAgent:
         """Attach an environment.
 
         Raises:
-            ValueError: it holds several environments.
+            ValueError: it holds several environments, and this agent decides for one.
         """
         vec_env = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
-        if vec_env.num_envs != 1:
-            raise ValueError(
-                f"{type(self).__name__} decides for one environment, and was given "
-                f"{vec_env.num_envs}."
-            )
+        self._check_number(vec_env.num_envs)
         if self.seed is not None:
             vec_env.seed(self.seed)
         self.env = vec_env
@@ -121,11 +117,13 @@ class ScriptedAgent:
         callbacks.on_training_start(locals(), globals())
         callbacks.on_rollout_start()
         while self.num_timesteps < self._total_timesteps and num_episodes != self.max_episodes:
-            action = self._choose(env, self.rng)
-            new_obs, rewards, dones, infos = env.step(action[None])
-            self.num_timesteps += 1
-            self._take_in(action, float(rewards[0]), bool(dones[0]))
-            num_episodes += int(dones[0])
+            actions = self._actions(env)
+            new_obs, rewards, dones, infos = env.step(actions)
+            for action, reward, done, info in zip(actions, rewards, dones, infos, strict=True):
+                if "beyond_limit" not in info:  # the environment stood still
+                    self.num_timesteps += 1
+                    self._take_in(action, float(reward), bool(done))
+                    num_episodes += int(done)
             callbacks.update_locals(
                 {"new_obs": new_obs, "rewards": rewards, "dones": dones, "infos": infos}
             )
@@ -190,6 +188,22 @@ class ScriptedAgent:
         agent._remember(state["memory"])
         return agent
 
+    def _check_number(self, num_envs: int) -> None:
+        """Refuse several environments; agents that can decide for them replace this.
+
+        Raises:
+            ValueError: there are several.
+        """
+        if num_envs != 1:
+            raise ValueError(
+                f"{type(self).__name__} decides for one environment, and was given {num_envs}. "
+                "Set vec_env=dummy vec_env.num_envs=1."
+            )
+
+    def _actions(self, env: VecEnv) -> np.ndarray:
+        """One action per environment, shape (num_envs, ...)."""
+        return self._choose(env, self.rng)[None]
+
     def _take_in(self, action: np.ndarray, reward: float, done: bool) -> None:
         """Learn from one step; agents that only follow a rule do not."""
 
@@ -244,6 +258,12 @@ class RandomAgent(ScriptedAgent):
     ) -> None:
         super().__init__(env, random_action, seed=seed)
 
+    def _check_number(self, num_envs: int) -> None:
+        """Any number will do."""
+
+    def _actions(self, env: VecEnv) -> np.ndarray:
+        return np.stack([random_action(env, self.rng, index) for index in range(env.num_envs)])
+
 
 def uniform_action(env: VecEnv, rng: np.random.Generator) -> np.ndarray:
     """The action that prunes the current group, or all groups, by the uniform ratio."""
@@ -252,8 +272,8 @@ def uniform_action(env: VecEnv, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(action)
 
 
-def random_action(env: VecEnv, rng: np.random.Generator) -> np.ndarray:
-    """A uniform sample of the allowed actions."""
+def random_action(env: VecEnv, rng: np.random.Generator, index: int = 0) -> np.ndarray:
+    """A uniform sample of the actions that the environment `index` allows."""
     space = env.action_space
     if isinstance(space, spaces.Box):
         return rng.uniform(space.low, space.high).astype(space.dtype)
@@ -261,7 +281,7 @@ def random_action(env: VecEnv, rng: np.random.Generator) -> np.ndarray:
     choices = np.atleast_1d(space.n if isinstance(space, spaces.Discrete) else space.nvec)
     if not env.has_attr("action_masks"):
         return rng.integers(choices).reshape(space.shape).astype(space.dtype)
-    (masks,) = env.env_method("action_masks")
+    (masks,) = env.env_method("action_masks", indices=index)
     allowed = np.split(np.asarray(masks, dtype=bool).ravel(), np.cumsum(choices)[:-1])
     action = [rng.choice(np.flatnonzero(mask)) for mask in allowed]
     return np.asarray(action, dtype=space.dtype).reshape(space.shape)

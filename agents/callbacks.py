@@ -16,7 +16,8 @@ class EvaluationLimit(BaseCallback):
     """Ends learning when the environment has made so many evaluations, or is out of steps or time.
 
     SB3 calls it after every environment step, before the agent learns from it, so the number is
-    exact also when a rollout is not full. An environment makes at most one evaluation per step.
+    exact also when a rollout is not full. An environment makes at most one evaluation per step;
+    several of them keep to the limit themselves, see `envs.vec_env.PruningVecEnv`.
 
     Args:
         env: the pruning environment; `env.unwrapped` has `num_evaluations` and `best`.
@@ -53,7 +54,7 @@ class EvaluationLimit(BaseCallback):
         self._started = time.monotonic()
 
     def _on_step(self) -> bool:
-        self.num_steps += 1
+        self.num_steps += sum("beyond_limit" not in info for info in self.locals["infos"])
         self.num_episodes += int(sum(self.locals["dones"]))
         self._report()
         if self.env.num_evaluations >= self.evaluations:

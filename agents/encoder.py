@@ -1,4 +1,6 @@
-"""Node encoders: one embedding per feature map. The only file that imports PyG.
+"""Node encoders: one embedding per feature map.
+
+Only this file and agents/released_code_policy.py import PyG.
 
 All take the same arguments and see the same observation. `GATv2Encoder`, `GCNEncoder`,
 `SAGEEncoder` and `GINEncoder` differ in their layers only; `NodeEncoder` sends no messages.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ class Strategy(Protocol):
 
 
 class CMAStrategy:
-    """CMA-ES (https://arxiv.org/abs/1604.00772) of the library `cmaes`, one point at a time.
+    """CMA-ES (https://arxiv.org/abs/1604.00772) of the library `cmaes`; values are told one by one.
 
     Args:
         mean: where to start, shape (D,).
@@ -58,8 +59,13 @@ class CMAStrategy:
             population_size=population_size,
             seed=seed,
         )
-        self._asked: np.ndarray | None = None
+        self._asked: deque[np.ndarray] = deque()
         self._told: list[tuple[np.ndarray, float]] = []
+
+    @property
+    def population_size(self) -> int:
+        """Points per generation."""
+        return int(self._optimizer.population_size)
 
     @property
     def mean(self) -> np.ndarray:
@@ -68,14 +74,19 @@ class CMAStrategy:
 
     def ask(self) -> np.ndarray:
         """A draw from the distribution of this generation."""
-        if self._asked is None:
-            self._asked = self._optimizer.ask()
-        return self._asked
+        return self.ask_several(1)[0]
+
+    def ask_several(self, count: int) -> list[np.ndarray]:
+        """The next points of this generation, in the order in which their values are told."""
+        while len(self._asked) < count:
+            self._asked.append(self._optimizer.ask())
+        return list(self._asked)[:count]
 
     def tell(self, value: float) -> None:
         """Once the generation is complete, the distribution moves."""
-        self._told.append((self.ask(), -value))
-        self._asked = None
+        point = self.ask()
+        self._asked.popleft()
+        self._told.append((point, -value))
         if len(self._told) == self._optimizer.population_size:
             self._optimizer.tell(self._told)
             self._told = []
@@ -217,8 +228,8 @@ class EvolutionAgent(ScriptedAgent, ABC):
         """The strategy, built at the uniform plan when it is first needed."""
         if self._strategy is None:
             if self._start is None:
-                (ratios,) = env.env_method("uniform_ratios")
-                (action,) = env.env_method("encode_ratios", ratios)
+                (ratios,) = env.env_method("uniform_ratios", indices=0)
+                (action,) = env.env_method("encode_ratios", ratios, indices=0)
                 self._start = np.asarray(action, dtype=np.float64)
             space = env.action_space
             assert isinstance(space, spaces.Box), "checked by set_env"
@@ -287,6 +298,20 @@ class CMAESAgent(EvolutionAgent):
             population_size=self.population_size,
             seed=self._strategy_seed,
         )
+
+    def _check_number(self, num_envs: int) -> None:
+        """A generation is drawn at once, so its plans can be measured side by side."""
+
+    def _actions(self, env: VecEnv) -> np.ndarray:
+        strategy = self._searching(env)
+        assert isinstance(strategy, CMAStrategy), "made above"
+        if strategy.population_size % env.num_envs:
+            raise ValueError(
+                f"A generation of {strategy.population_size} plans cannot be shared out equally "
+                f"among vec_env.num_envs={env.num_envs} environments. Set agent.population_size "
+                "to a multiple of vec_env.num_envs."
+            )
+        return np.stack(strategy.ask_several(env.num_envs)).astype(np.float32)
 
     def _settings(self) -> dict[str, Any]:
         return {**super()._settings(), "population_size": self.population_size}

@@ -13,7 +13,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
 
-class _RanksMixin:
+class RanksMixin:
     """Replaces the rewards of a rollout by the ranks of their outcomes, and returns by outcomes.
 
     An outcome is a reward other than 0, or one that ends an episode. Its utility is `u ** power`,
@@ -74,21 +74,40 @@ class _RanksMixin:
         return ((rank**self.power - mean) / np.sqrt(variance)).astype(np.float32)
 
 
-class RankedRolloutBuffer(_RanksMixin, RolloutBuffer):
+class RankedRolloutBuffer(RanksMixin, RolloutBuffer):
     """Rollout buffer of ranked outcomes, for vector observations."""
 
 
-class RankedDictRolloutBuffer(_RanksMixin, DictRolloutBuffer):
+class RankedDictRolloutBuffer(RanksMixin, DictRolloutBuffer):
     """Rollout buffer of ranked outcomes, for Dict observations."""
 
 
-class _RankedOutcomes(OnPolicyAlgorithm):
+class NormalisedReturnsBuffer(DictRolloutBuffer):
+    """Plain returns, scaled to mean 0 and variance 1 over a rollout, as AutoSculpt's code has them.
+
+    There is no GAE, and the rewards of an episode that goes on after the rollout are not estimated:
+    `gae_lambda` is not used (https://github.com/jlx15588/AutoSculpt). Advantages are the returns
+    less the values.
+    """
+
+    def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
+        """Fill returns and advantages; `last_values` is not used."""
+        ends = np.concatenate([self.episode_starts[1:], np.asarray(dones)[None]]).astype(bool)
+        following = np.zeros(self.n_envs)
+        for step in reversed(range(self.buffer_size)):
+            following = self.rewards[step] + self.gamma * np.where(ends[step], 0.0, following)
+            self.returns[step] = following
+        self.returns = (self.returns - self.returns.mean()) / (self.returns.std() + 1e-7)
+        self.advantages = self.returns - self.values
+
+
+class RankedOutcomes(OnPolicyAlgorithm):
     """SB3's on-policy agents with ranked outcomes.
 
     Args:
         policy: see SB3.
         env: see SB3.
-        rank_power: exponent of the rank, see `_RanksMixin`; None learns from the rewards
+        rank_power: exponent of the rank, see `RanksMixin`; None learns from the rewards
             themselves, with SB3's `gamma` and `gae_lambda`, which are not used otherwise.
         rank_window: outcomes among which one is ranked.
         kwargs: further arguments of the SB3 agent.
@@ -117,18 +136,18 @@ class _RankedOutcomes(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         if self.rank_power is not None and self.rollout_buffer_class is None:
-            self.rollout_buffer_class = (
-                RankedDictRolloutBuffer
-                if isinstance(self.observation_space, spaces.Dict)
-                else RankedRolloutBuffer
-            )
+            self.rollout_buffer_class = self._ranked_buffer_class()  # type: ignore[assignment]
             self.rollout_buffer_kwargs = {"power": self.rank_power, "window": self.rank_window}
         super()._setup_model()
 
+    def _ranked_buffer_class(self) -> type[RanksMixin]:
+        is_dict = isinstance(self.observation_space, spaces.Dict)
+        return RankedDictRolloutBuffer if is_dict else RankedRolloutBuffer
 
-class PPO(_RankedOutcomes, stable_baselines3.PPO):
+
+class PPO(RankedOutcomes, stable_baselines3.PPO):
     """SB3's PPO-Clip (https://arxiv.org/abs/1707.06347) on ranked outcomes."""
 
 
-class A2C(_RankedOutcomes, stable_baselines3.A2C):
+class A2C(RankedOutcomes, stable_baselines3.A2C):
     """SB3's A2C (https://arxiv.org/abs/1602.01783) on ranked outcomes."""

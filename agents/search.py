@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gymnasium import spaces
+from sb3_contrib import MaskablePPO
 from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common import logger as sb3_logger
 from stable_baselines3.common.callbacks import BaseCallback
@@ -17,6 +18,7 @@ from agents.callbacks import EvaluationLimit, Progress
 
 ACTION_SPACES: dict[type, tuple[type[spaces.Space], ...]] = {
     DQN: (spaces.Discrete,),
+    MaskablePPO: (spaces.Discrete, spaces.MultiDiscrete),
     SAC: (spaces.Box,),
     TD3: (spaces.Box,),  # DDPG is a TD3
 }
@@ -63,7 +65,7 @@ def run_search(
     """Let an agent decide until the environment has counted so many evaluations.
 
     Args:
-        agent: an SB3 agent or a baseline, built with `env`.
+        agent: an SB3 agent or a baseline, built with `env` or with a `PruningVecEnv` of it.
         env: the pruning environment; `env.unwrapped` has `num_evaluations`, `best` and `task`.
         evaluations: bound of `env.unwrapped.num_evaluations`, at least 1; met exactly, also with
             PPO's rollouts.
@@ -86,7 +88,7 @@ def run_search(
         if limit is not None and limit <= 0:
             raise ValueError(f"search.{name}={limit}: wanted is a number above 0.")
     check_agent(type(agent), env)
-    _check_environment(agent, env)
+    vec_env = _check_environment(agent, env)
     pruning_env = env.unwrapped
     evaluator = pruning_env.task.evaluator
     cache_hits_before = evaluator.num_cache_hits
@@ -100,6 +102,8 @@ def run_search(
     limit_callback = EvaluationLimit(
         env, evaluations, max_timesteps=max_timesteps, minutes=minutes, progress=progress
     )
+    if hasattr(vec_env, "limit_evaluations"):
+        vec_env.limit_evaluations(evaluations)
     started = time.monotonic()
     stop_reason = "evaluations"
     if pruning_env.num_evaluations < evaluations:
@@ -137,7 +141,7 @@ def check_agent(agent_class: type, env: Any) -> None:
         return
     wanted = " or ".join(kind.__name__ for kind in allowed)
     action = "ratio" if spaces.Box in allowed else "pattern"
-    episode = "" if spaces.Box in allowed else " and env/episode=layerwise"
+    episode = " and env/episode=layerwise" if allowed == (spaces.Discrete,) else ""
     raise ValueError(
         f"{agent_class.__name__} decides {wanted} actions, and the actions of {env.unwrapped} are "
         f"{env.action_space}. Set env/action={action}{episode}, or take an agent that fits every "
@@ -145,16 +149,26 @@ def check_agent(agent_class: type, env: Any) -> None:
     )
 
 
-def _check_environment(agent: Any, env: Any) -> None:
-    """The agent has to act in `env` itself: its evaluations are the ones that are counted."""
+def _check_environment(agent: Any, env: Any) -> Any:
+    """The agent has to act in `env` itself: its evaluations are the ones that are counted.
+
+    Returns:
+        The agent's VecEnv.
+    """
     vec_env = agent.get_env()
-    if vec_env is None or vec_env.num_envs != 1:
-        count = 0 if vec_env is None else vec_env.num_envs
+    if vec_env is None:
         raise ValueError(
-            f"{type(agent).__name__} has {count} environments, and a search counts the evaluations "
-            "of one. Build the agent with the environment of the search."
+            f"{type(agent).__name__} has no environment. Build it with the one of the search."
         )
-    if vec_env.get_attr("unwrapped")[0] is not env.unwrapped:
+    inner = vec_env.get_attr("unwrapped")
+    if inner[0] is not env.unwrapped:
         raise ValueError(
             f"{type(agent).__name__} was built with another environment than the one to search in."
         )
+    can_stop = hasattr(vec_env.unwrapped, "limit_evaluations")
+    if len(inner) > 1 and not (can_stop and all(each.task is env.unwrapped.task for each in inner)):
+        raise ValueError(
+            f"{type(agent).__name__} has {len(inner)} environments, and a search counts their "
+            "evaluations together. Build the agent with one environment, or with a PruningVecEnv."
+        )
+    return vec_env.unwrapped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,29 +12,25 @@ import gymnasium
 import numpy as np
 
 from envs.actions import Action
+from envs.band_reward import BandReward
 from envs.budgets import Budget
+from envs.compatibility import check_parts
 from envs.episodes import Episode
 from envs.observations import Observation
 from envs.problem import Assignment, CostMeter, Problem, State, nonzero_macs
-from envs.recording import EpisodeRecord, EpisodeSink
+from envs.recording import EpisodeLog, EpisodeRecord, EpisodeSink, by_score
 from envs.rendering import draw_bars, write_bars
-from envs.rewards import BandPenalty, Reward, Transition, likelihood_kept
-from pruning.evaluation import Evaluation
+from envs.rewards import (
+    AdaptiveReward,
+    BandPenalty,
+    Reward,
+    TaskReward,
+    Transition,
+    likelihood_kept,
+    merit,
+)
 from pruning.plan import Candidate
 from pruning.task import PruningTask
-
-REFUSED = {
-    ("env/episode", "whole", "budget", "wall"): (
-        "a wall bounds one decision at a time. Use budget=project (ratios) or budget=band"
-    ),
-    ("env/episode", "layerwise", "budget", "project"): (
-        "a projection scales all decisions at once. Use budget=wall"
-    ),
-    ("env/action", "pattern", "budget", "project"): (
-        "a projection scales ratios, and patterns are not ratios. Use budget=band"
-    ),
-}
-"""Pairs of parts that make no sense together, and what to do instead."""
 
 
 class PruningEnv(gymnasium.Env[Any, Any]):
@@ -68,7 +65,8 @@ class PruningEnv(gymnasium.Env[Any, Any]):
     ## Rewards
     Named terms, summed, in `info["reward_terms"]`. Layerwise they are paid at the last step, and
     the others pay 0. Outside a budget band the network is not measured, and the reward is below
-    every reward inside.
+    every reward inside. `info["reward_state"]` has the numbers behind a reward that depends on
+    earlier results, such as its multiplier.
 
     ## Starting State
     The unpruned network, nothing decided. Nothing is random: the same actions give the same
@@ -98,9 +96,6 @@ class PruningEnv(gymnasium.Env[Any, Any]):
 
     Attributes:
         task: as given.
-        history: a record of every finished episode.
-        best: the measured network within budget that ranks highest, of any step of any episode;
-            None before the first.
 
     Raises:
         ValueError: parts that do not fit together, a budget that cannot be reached, or an unknown
@@ -127,14 +122,13 @@ class PruningEnv(gymnasium.Env[Any, Any]):
                 f"render_mode must be one of {', '.join(self.metadata['render_modes'])} or None, "
                 f"got {render_mode!r}."
             )
-        _check_parts(action, episode, budget, reward)
+        reward = reward.bind(task) if isinstance(reward, TaskReward) else reward
+        check_parts(action, episode, budget, reward)
         self.task = task
         self.render_mode = render_mode
-        self.history: list[EpisodeRecord] = []
-        self.best: EpisodeRecord | None = None
-        self._sinks = tuple(sinks)
-        self._rank = rank or (lambda record: record.score)
-        self._reward: Reward = BandPenalty(reward) if budget.can_be_missed else reward
+        self._log = EpisodeLog(tuple(sinks), rank=rank or by_score)
+        is_penalised = budget.can_be_missed and not isinstance(reward, BandReward)
+        self._reward: Reward = BandPenalty(reward) if is_penalised else reward
         actions = action.bind(task, episode.is_sequential)
         meter = CostMeter(task, actions, budget.cost)
         smallest = actions.smallest(meter)
@@ -155,6 +149,19 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         self._mask: np.ndarray | None = None
         self._is_running = False
         self._start_episode()
+
+    @property
+    def history(self) -> list[EpisodeRecord]:
+        """A record of every finished episode, those of siblings included."""
+        return self._log.history
+
+    @property
+    def best(self) -> EpisodeRecord | None:
+        """The measured network within budget that had the highest reward; None before the first.
+
+        Of any step of any episode, those of siblings included.
+        """
+        return self._log.best
 
     @property
     def num_evaluations(self) -> int:
@@ -179,12 +186,12 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         """Execute an action and, layerwise at the end, measure the network."""
         if not self._is_running:
             raise gymnasium.error.ResetNeeded("The episode is over: call reset() before step().")
-        problem, previous = self._problem, self._state
-        assignment, clamps = problem.actions.execute(problem, previous, action)
+        problem = self._problem
+        assignment, clamps = problem.actions.execute(problem, self._state, action)
         self._clamps += clamps
         self._record_action(action)
         self._state = self._successor(assignment)
-        terminated, truncated = self._ends()
+        terminated, truncated = self._ends(self._state)
         finished = terminated or truncated
         terms: dict[str, float] = {}
         record = None
@@ -197,6 +204,30 @@ class PruningEnv(gymnasium.Env[Any, Any]):
             self._finish(record)
             info["record"] = record
         return self._observe(), reward, terminated, truncated, info
+
+    def foresee(self, action: Any) -> Candidate | None:
+        """The candidate that `step(action)` would ask the evaluator for; nothing changes.
+
+        Returns:
+            The candidate, or None when that step would measure nothing.
+        """
+        problem = self._problem
+        assignment, _ = problem.actions.execute(problem, self._state, action)
+        state = self._successor(assignment)
+        is_assessed = not problem.is_sequential or any(self._ends(state))
+        if not is_assessed or not self._is_measured(state):
+            return None
+        return self.task.candidate(problem.actions.decisions(assignment))
+
+    def sibling(self) -> PruningEnv:
+        """Another environment of the same problem, at its first step.
+
+        It shares task, history, best and sinks; episodes of both are told apart by their number.
+        """
+        other = copy.copy(self)
+        other._is_running = False
+        other._start_episode()
+        return other
 
     def action_masks(self) -> np.ndarray:
         """Which choices are allowed now, flat as sb3-contrib's MaskablePPO wants it.
@@ -249,7 +280,7 @@ class PruningEnv(gymnasium.Env[Any, Any]):
 
     def close(self) -> None:
         """Close the sinks."""
-        for sink in self._sinks:
+        for sink in self._log.sinks:
             sink.close()
 
     def _start_episode(self) -> None:
@@ -283,9 +314,9 @@ class PruningEnv(gymnasium.Env[Any, Any]):
             quality=state.quality,
         )
 
-    def _ends(self) -> tuple[bool, bool]:
-        """Whether the episode is terminated, and whether it is truncated."""
-        problem, state = self._problem, self._state
+    def _ends(self, state: State) -> tuple[bool, bool]:
+        """Whether a state terminates the episode, and whether it truncates it."""
+        problem = self._problem
         is_last = state.step >= problem.horizon
         if problem.is_sequential or problem.horizon == 1:  # nothing would follow one step
             return is_last, False
@@ -301,7 +332,7 @@ class PruningEnv(gymnasium.Env[Any, Any]):
             "the task executes other counts than the environment assigned"
         )
         met = problem.limits.met(state.cost)
-        evaluation = self._evaluate(candidate) if met or problem.budget.evaluate_outside else None
+        evaluation = task.evaluator.evaluate(candidate) if self._is_measured(state) else None
         if evaluation is not None:
             quality = likelihood_kept(evaluation, task.base)
             self._state = dataclasses.replace(state, quality=quality)
@@ -312,12 +343,13 @@ class PruningEnv(gymnasium.Env[Any, Any]):
             relative_macs=state.cost / problem.meter.base,
             macs=macs,
             params=params,
+            counts=tuple(int(count) for count in candidate.keep.counts),
             budget_distance=problem.limits.distance(state.cost),
             finished=finished,
         )
         terms = self._reward(transition)
-        score = float(sum(terms.values()))
-        self._reward_sum += score
+        score = merit(self._reward, transition, terms)
+        self._reward_sum += float(sum(terms.values()))
         record = EpisodeRecord(
             episode=len(self.history),
             steps=state.step,
@@ -338,20 +370,24 @@ class PruningEnv(gymnasium.Env[Any, Any]):
             clamps=self._clamps,
             seconds=time.perf_counter() - self._started,
             plan=task.plan(decisions, candidate),
+            reward_state=self._reward_state(),
         )
-        is_candidate = met and evaluation is not None
-        if is_candidate and (self.best is None or self._rank(record) > self._rank(self.best)):
-            self.best = record
+        if met and evaluation is not None and self._log.ranks_higher(record):
+            self._log.best = record
         return record, terms
 
-    def _evaluate(self, candidate: Candidate) -> Evaluation:
-        overlay = self.task.overlay(candidate) if candidate.masks else None
-        return self.task.evaluator.evaluate(candidate, overlay=overlay)
+    def _reward_state(self) -> dict[str, float]:
+        return dict(self._reward.state) if isinstance(self._reward, AdaptiveReward) else {}
+
+    def _is_measured(self, state: State) -> bool:
+        """Whether a network is measured when it is assessed."""
+        problem = self._problem
+        return problem.budget.evaluate_outside or problem.limits.met(state.cost)
 
     def _finish(self, record: EpisodeRecord) -> None:
         self._is_running = False
         self.history.append(record)
-        for sink in self._sinks:
+        for sink in self._log.sinks:
             sink.write(record)
 
     def _executed(self, assignment: Assignment) -> tuple[tuple[str, float | str], ...]:
@@ -370,29 +406,8 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         state, problem = self._state, self._problem
         return {
             "reward_terms": dict(terms),
+            "reward_state": self._reward_state(),
             "relative_macs": state.cost / problem.meter.base,
             "met": problem.limits.met(state.cost),
             "clamps": self._clamps,
         }
-
-
-def _check_parts(action: Action, episode: Episode, budget: Budget, reward: Reward) -> None:
-    """Refuse parts that make no sense together.
-
-    Raises:
-        ValueError: the message names both keys.
-    """
-    parts = {
-        "env/action": action.name,
-        "env/episode": episode.name,
-        "budget": budget.name,
-    }
-    for (first, one, second, other), reason in REFUSED.items():
-        if parts[first] == one and parts[second] == other:
-            raise ValueError(f"{first}={one} and {second}={other} do not go together: {reason}.")
-    if not reward.pays_for_compression and budget.name == "none":
-        raise ValueError(
-            f"reward={reward.name} and budget=none do not go together: neither asks for a smaller "
-            f"network, so the best plan would be to prune nothing. Set a budget, or "
-            f"reward=alpha."
-        )

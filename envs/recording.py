@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -25,8 +25,9 @@ class EpisodeRecord:
         evaluations: counted evaluations since the task was built.
         cached: whether the evaluation was answered from memory.
         reward: sum of the rewards of the episode so far.
-        score: reward of this step alone; `PruningEnv.best` has the highest.
-        reward_terms: the terms of `score`.
+        score: what the plan is worth; `PruningEnv.best` has the highest. It is the reward of this
+            step alone, or the merit of a reward that depends on earlier results.
+        reward_terms: the terms of the reward of this step.
         accuracy: on the reward split, in [0, 1] or the user's metric; None when not measured.
         loss: on the reward split; None when not measured.
         relative_macs: MACs left over those of the unpruned network, as the budget counts them.
@@ -41,6 +42,8 @@ class EpisodeRecord:
             asked for.
         seconds: wall time since the episode began.
         plan: all decisions, replayable.
+        reward_state: numbers behind a reward that depends on earlier results, such as its
+            multiplier; empty for others.
     """
 
     episode: int = field(compare=False)
@@ -62,6 +65,7 @@ class EpisodeRecord:
     clamps: int
     seconds: float = field(compare=False)
     plan: PruningPlan
+    reward_state: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 class EpisodeSink(Protocol):
@@ -74,12 +78,39 @@ class EpisodeSink(Protocol):
         """Called when the environment is closed; may be called again."""
 
 
+def by_score(record: EpisodeRecord) -> float:
+    """The rank of a record by what its plan is worth."""
+    return record.score
+
+
+@dataclass
+class EpisodeLog:
+    """What environments of one problem share.
+
+    Attributes:
+        sinks: take every finished episode.
+        history: a record of every finished episode.
+        best: the measured network within budget that ranks highest, of any step of any episode;
+            None before the first.
+        rank: key of a record; `best` has the highest.
+    """
+
+    sinks: tuple[EpisodeSink, ...]
+    history: list[EpisodeRecord] = field(default_factory=list)
+    best: EpisodeRecord | None = None
+    rank: Callable[[EpisodeRecord], Any] = by_score
+
+    def ranks_higher(self, record: EpisodeRecord) -> bool:
+        """Whether a record ranks higher than the best so far; ties keep the earlier one."""
+        return self.best is None or self.rank(record) > self.rank(self.best)
+
+
 class CsvSink:
     """Writes one line per episode; flushed per line, so that nothing is lost when a run is killed.
 
-    The columns are those of `EpisodeRecord` without the plan: terms as `reward/<term>`, actions as
-    JSON, what was not measured as an empty cell, and `seconds` last. A file that is already there
-    is continued.
+    The columns are those of `EpisodeRecord` without the plan: terms as `reward/<term>`, the state
+    of a reward as `reward_state/<name>`, actions as JSON, what was not measured as an empty cell,
+    and `seconds` last. A file that is already there is continued.
 
     Args:
         path: the file; its folder must exist.
@@ -136,6 +167,7 @@ def csv_row(record: EpisodeRecord) -> dict[str, Any]:
         "reward": record.reward,
         "score": record.score,
         **{f"reward/{name}": value for name, value in record.reward_terms.items()},
+        **{f"reward_state/{name}": value for name, value in record.reward_state.items()},
         "accuracy": "" if record.accuracy is None else record.accuracy,
         "loss": "" if record.loss is None else record.loss,
         "relative_macs": record.relative_macs,

@@ -38,11 +38,11 @@ def make_amc(task: PruningTask | None = None, **parts: Any) -> PruningEnv:
     """
     # Registering must stay cheap: torch and the parts are loaded when an environment is made.
     from envs.actions import RatioAction
+    from envs.amc_rewards import AmcErrorReward
     from envs.budgets import Wall
     from envs.episodes import Layerwise
     from envs.observations import LayerObservation
     from envs.pruning_env import PruningEnv
-    from envs.rewards import AmcErrorReward
 
     defaults: dict[str, Any] = {
         "observation": LayerObservation(),

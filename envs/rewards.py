@@ -1,13 +1,20 @@
-"""The reward part: what a transition is worth, as named terms that are summed."""
+"""The reward part: what a transition is worth, as named terms that are summed.
+
+Other families: envs/amc_rewards.py, envs/band_reward.py, envs/latency_reward.py and
+envs/adaptive_rewards.py.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from pruning.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from pruning.task import PruningTask
 
 
 def likelihood_kept(evaluation: Evaluation, base: Evaluation) -> float:
@@ -40,6 +47,32 @@ QUALITIES: Mapping[str, Callable[[Evaluation, Evaluation], float]] = {
 """What can be kept of the unpruned network's quality."""
 
 
+def check_quality(quality: str) -> None:
+    """Refuse a name that is none of QUALITIES.
+
+    Raises:
+        ValueError: there is no such quality.
+    """
+    if quality not in QUALITIES:
+        raise ValueError(
+            f"The quality is one of {', '.join(QUALITIES)}, got {quality!r}. Change reward.quality."
+        )
+
+
+def quality_kept(quality: str, transition: Transition) -> float:
+    """Quality of a measured network over that of the unpruned one, in [0, 1].
+
+    Args:
+        quality: one of QUALITIES.
+        transition: of a network that was measured.
+
+    Raises:
+        ValueError: the unpruned network has no accuracy that could be kept.
+    """
+    assert transition.evaluation is not None, "a reward needs an evaluation"
+    return QUALITIES[quality](transition.evaluation, transition.base)
+
+
 @dataclass(frozen=True)
 class Transition:
     """All that a reward sees.
@@ -51,6 +84,7 @@ class Transition:
             counts them.
         macs: MACs left, dense hardware.
         params: parameters left.
+        counts: channels left of each site.
         budget_distance: how far `relative_macs` lies outside the budget; 0 when inside.
         finished: whether the episode ends here.
     """
@@ -60,6 +94,7 @@ class Transition:
     relative_macs: float
     macs: int
     params: int
+    counts: tuple[int, ...]
     budget_distance: float
     finished: bool
 
@@ -85,6 +120,44 @@ class Reward(Protocol):
 
     def __call__(self, transition: Transition) -> dict[str, float]:
         """The terms of a transition whose evaluation is there."""
+
+
+@runtime_checkable
+class TaskReward(Protocol):
+    """A reward that has to know what is pruned, and so is completed when an environment is made."""
+
+    def bind(self, task: PruningTask) -> Reward:
+        """The reward for one task."""
+
+
+@runtime_checkable
+class AdaptiveReward(Protocol):
+    """A reward that depends on the transitions it was asked about before.
+
+    It is a function of their sequence and of nothing else, so asking again in the same order
+    restores it. What it pays cannot rank plans, as the same plan is paid differently at another
+    time; its merit can.
+    """
+
+    @property
+    def state(self) -> dict[str, float]:
+        """Numbers behind the last result, by name; they are logged."""
+
+    def merit(self, transition: Transition) -> float:
+        """What a plan is worth, whenever it is found; changes nothing."""
+
+
+def merit(reward: Reward, transition: Transition, terms: Mapping[str, float]) -> float:
+    """What a plan is worth, to rank it: the reward, or its merit when it is adaptive.
+
+    Args:
+        reward: the reward.
+        transition: to the plan.
+        terms: what the reward gave for it.
+    """
+    if isinstance(reward, AdaptiveReward):
+        return reward.merit(transition)
+    return float(sum(terms.values()))
 
 
 @dataclass(frozen=True)
@@ -113,11 +186,7 @@ class AlphaReward:
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:
             raise ValueError(f"alpha must be in [0, 1], got {self.alpha}. Change reward.alpha.")
-        if self.quality not in QUALITIES:
-            raise ValueError(
-                f"The quality is one of {', '.join(QUALITIES)}, got {self.quality!r}. "
-                f"Change reward.quality."
-            )
+        check_quality(self.quality)
 
     def __call__(self, transition: Transition) -> dict[str, float]:
         """The terms `compression` in [0, alpha] and `quality` in [0, 1 - alpha].
@@ -125,30 +194,10 @@ class AlphaReward:
         Raises:
             ValueError: the unpruned network has no accuracy that could be kept.
         """
-        assert transition.evaluation is not None, "a reward needs an evaluation"
-        kept = QUALITIES[self.quality](transition.evaluation, transition.base)
         return {
             "compression": self.alpha * (1.0 - transition.relative_macs),
-            "quality": (1.0 - self.alpha) * kept,
+            "quality": (1.0 - self.alpha) * quality_kept(self.quality, transition),
         }
-
-
-@dataclass(frozen=True)
-class AmcErrorReward:
-    """AMC's R_err = -(1 - accuracy) (https://arxiv.org/abs/1802.03494, section 3.3).
-
-    It pays nothing for compression: a budget has to see to that.
-    """
-
-    name = "amc_error"
-    bounds = (-1.0, 0.0)
-    pays_for_compression = False
-    term_names = ("error",)
-
-    def __call__(self, transition: Transition) -> dict[str, float]:
-        """The term `error` in [-1, 0]."""
-        assert transition.evaluation is not None, "a reward needs an evaluation"
-        return {"error": transition.evaluation.accuracy - 1.0}
 
 
 @dataclass(frozen=True)
@@ -238,3 +287,19 @@ class BandPenalty:
         if distance == 0.0:
             return {**terms, "budget": 0.0}
         return {**terms, "budget": min(0.0, lowest) - max(0.0, highest) - distance}
+
+    @property
+    def state(self) -> dict[str, float]:
+        """That of an adaptive reward; nothing otherwise."""
+        return self.reward.state if isinstance(self.reward, AdaptiveReward) else {}
+
+    def merit(self, transition: Transition) -> float:
+        """Inside the merit of the reward, outside what is paid to networks that are not measured.
+
+        A plan outside is never kept, whatever its merit.
+        """
+        if transition.budget_distance > 0.0:
+            return min(0.0, self.reward.bounds[0]) - transition.budget_distance
+        if isinstance(self.reward, AdaptiveReward):
+            return self.reward.merit(transition)
+        return float(sum(self.reward(transition).values()))

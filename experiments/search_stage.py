@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,14 +12,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from agents.search import SearchResult, check_agent, run_search
+from agents.several import for_environments
 from envs.pruning_env import PruningEnv
 from envs.recording import CsvSink, EpisodeRecord, EpisodeSink
+from envs.vec_env import PruningVecEnv
 from experiments.command_line import comes_from
 from experiments.interruption import Interruption
 from experiments.patience import Patience
 from experiments.progress import SearchProgress
 from experiments.run_folder import RunFolder, write_text
 from experiments.settings import Settings
+from pruning.evaluation_pool import EvaluationPool
 from pruning.task import PruningTask
 
 log = logging.getLogger(__name__)
@@ -83,7 +86,8 @@ def search(
         stack.callback(progress.close)
         make_agent = instantiate(config.agent, _partial_=True, _convert_="all")
         check_agent(make_agent.func, env)
-        agent = _build_agent(make_agent, env)
+        make_agent = for_environments(make_agent, settings.num_envs)
+        agent = _build_agent(make_agent, stack.enter_context(several(env, settings)))
         stack.enter_context(interruption.listening())
         patience = Patience(env, settings.patience)
         result = run_search(
@@ -123,7 +127,20 @@ def build_parts(config: DictConfig) -> dict[str, Any]:
     return {name: instantiate(part, _convert_="all") for name, part in parts.items()}
 
 
-def _build_agent(make_agent: Callable[..., Any], env: PruningEnv) -> Any:
+@contextmanager
+def several(env: PruningEnv, settings: Settings) -> Iterator[PruningEnv | PruningVecEnv]:
+    """What an agent is built with: the environment, or as many as `vec_env` says."""
+    if settings.num_envs == 1 and settings.workers == 0:
+        yield env
+        return
+    with ExitStack() as stack:
+        pool = None
+        if settings.workers > 0:
+            pool = stack.enter_context(EvaluationPool(env.task.evaluator, settings.workers))
+        yield PruningVecEnv(env, settings.num_envs, pool)
+
+
+def _build_agent(make_agent: Callable[..., Any], env: PruningEnv | PruningVecEnv) -> Any:
     """The agent of the config.
 
     Raises:

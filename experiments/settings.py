@@ -30,6 +30,8 @@ class Settings:
         max_timesteps: environment steps after which it ends, or None.
         keep: what the kept plan is best in, one of KEEP.
         patience: episodes in a row without a new plan after which it ends, or None.
+        num_envs: plans that an agent decides on before it sees what they are worth.
+        workers: processes that measure them; 0 for the main process.
         latency_batch: samples per batch when latency is measured.
         latency_threads: CPU threads when latency is measured.
         latency_seconds: seconds of repeats per network and runtime.
@@ -49,6 +51,8 @@ class Settings:
     max_timesteps: int | None
     patience: int | None
     keep: str
+    num_envs: int
+    workers: int
     latency_batch: int
     latency_threads: int
     latency_seconds: float
@@ -66,7 +70,8 @@ class Settings:
             ValueError: a value is of the wrong kind or out of range.
         """
         search, latency = config["search"], config["evaluation"]["latency"]
-        cache_dir = config["cache_dir"]
+        cache_dir, vec_env = config["cache_dir"], config["vec_env"]
+        num_envs = _whole("vec_env.num_envs", vec_env["num_envs"], lowest=1)
         if not isinstance(cache_dir, str) or not cache_dir:
             raise ValueError(f"cache_dir must be a folder, got {cache_dir!r}.")
         return cls(
@@ -82,6 +87,8 @@ class Settings:
             max_timesteps=_whole_or_none("search.max_timesteps", search["max_timesteps"]),
             patience=_whole_or_none("search.patience", search["patience"]),
             keep=_one_of("search.keep", search["keep"], KEEP),
+            num_envs=num_envs,
+            workers=_whole("vec_env.workers", vec_env["workers"], lowest=0, highest=num_envs),
             latency_batch=_whole("evaluation.latency.batch", latency["batch"], lowest=1),
             latency_threads=_whole("evaluation.latency.threads", latency["threads"], lowest=1),
             latency_seconds=_positive("evaluation.latency.min_run_time", latency["min_run_time"])

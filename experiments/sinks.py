@@ -208,6 +208,7 @@ def episode_scalars(record: EpisodeRecord) -> dict[str, float]:
         "prune/episode": record.episode,
     }
     scalars |= {f"reward/{name}": value for name, value in record.reward_terms.items()}
+    scalars |= {f"reward_state/{name}": value for name, value in record.reward_state.items()}
     return {name: float(value) for name, value in scalars.items() if value is not None}
 
 

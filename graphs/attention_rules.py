@@ -41,10 +41,7 @@ def _attention(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -
         tracer.forest.union(tied[:, :1].expand(tied.shape), tied)
         head_labels = queries[:, 0]
         tracer.trace.head_labels.append(head_labels)
-        for attribute in HEAD_COUNTS:
-            patch_attribute(tracer, attribute, head_labels)
-        for attribute in KEY_HEAD_COUNTS:
-            patch_attribute(tracer, attribute, head_labels[:: heads // key_heads])
+        patch_head_counts(tracer, head_labels)
     else:
         tracer.forest.union(queries, keys)
         tracer.forest.tie_across(queries, 1)  # the same channels of every head
@@ -71,6 +68,16 @@ def _attention(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -
         positions=query.shape[-2] * key.shape[-2],
     )
     tracer.new_operator(operator, [query, key, value], out, "attention")
+
+
+def patch_head_counts(tracer: Tracer, head_labels: Tensor) -> None:
+    """Record attributes of the running module that count heads, or key heads that serve several."""
+    for attribute in HEAD_COUNTS:
+        patch_attribute(tracer, attribute, head_labels)
+    for attribute in KEY_HEAD_COUNTS:
+        count = getattr(tracer.module, attribute, None)
+        if isinstance(count, int) and count > 0 and len(head_labels) % count == 0:
+            patch_attribute(tracer, attribute, head_labels[:: len(head_labels) // count])
 
 
 def _rows(tracer: Tracer, tensor: Tensor, axis: int) -> Tensor:

@@ -126,6 +126,23 @@ def varying_axes(labels: Tensor) -> list[int]:
     ]
 
 
+def channel_axis(labels: Tensor) -> int:
+    """The axis along which the labels of an activation change.
+
+    Where they change along none or several, the axis that holds channels by convention: the second
+    of images, volumes and heads, the last of everything else.
+    """
+    varying = varying_axes(labels)
+    if len(varying) == 1:
+        return varying[0]
+    return 1 if labels.dim() > 3 else labels.dim() - 1
+
+
+def line_along(labels: Tensor, axis: int) -> Tensor:
+    """Labels along one axis, at the start of all others; shape (labels.shape[axis],)."""
+    return labels.movedim(axis, 0)[(slice(None), *[0] * (labels.dim() - 1))]
+
+
 def tie_along(forest: LabelForest, first: Tensor, second: Tensor, axes: list[int]) -> None:
     """Merge two label tensors of equal shape along some axes, each tied over all others."""
     forest.union(_narrow_to(forest, first, axes), _narrow_to(forest, second, axes))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphs.labels import compact, shrink, spread, varying_axes
+from graphs.labels import channel_axis, compact, line_along, shrink, spread, varying_axes
 from graphs.rule_registry import (
     UnsupportedOp,
     argument,
@@ -60,7 +60,7 @@ def _order_of_axes(func: Callable[..., Any], args: Any, kwargs: Any, x: Tensor) 
     view reshape flatten unflatten unsqueeze squeeze expand expand_as repeat repeat_interleave
     tile flip roll narrow select index_select chunk split tensor_split unbind getitem
     broadcast_to channel_shuffle pixel_shuffle pixel_unshuffle native_channel_shuffle view_as
-    reshape_as split_with_sizes
+    reshape_as split_with_sizes ravel
     """.split()
 )
 def _move(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -103,7 +103,7 @@ def _channels_of_one(tracer: Tracer, x: Tensor, labels: Tensor) -> Tensor:
 
     Each copy can then go with the channel that it is added to or multiplied with.
     """
-    axis = 1 if labels.dim() == 4 else labels.dim() - 1
+    axis = 1 if labels.dim() > 3 else labels.dim() - 1
     is_one = x.dim() == labels.dim() and x.shape[axis] == 1 and labels.shape[axis] > 1
     if not is_one or shrink(labels).numel() > 1:
         return labels
@@ -181,13 +181,7 @@ def _concatenate(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor)
     activations = [tensor for tensor in tensors if tracer.is_activation(tensor)]
     origins = {tracer.node_of(tensor) for tensor in activations}
     if len(origins) > 1:
-        axis = 1 if out.dim() == 4 else out.dim() - 1
-        tracer.new_node(
-            out,
-            shrink(labels).movedim(axis, 0).reshape(out.shape[axis], -1)[:, 0],
-            activations,
-            "concat",
-        )
+        tracer.new_node(out, line_along(labels, channel_axis(labels)), activations, "concat")
     elif activations:
         tracer.same_node([out], activations[0])
 

@@ -31,7 +31,7 @@ def _conv(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> Non
     name = tracer.weight_name(weight, function_name(func))
     across = tracer.labels(x)
     varying = varying_axes(tracer.forest.roots(across))
-    if varying and 1 not in varying:
+    if varying and 1 not in varying and not tracer.is_input(x):
         tracer.freeze(shrink(across), f"{function_name(func)} mixes channels {tracer.where()}")
     stride = argument(args, kwargs, 3, "stride", 1)
     stride = (
@@ -83,15 +83,24 @@ def _conv(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> Non
 def _conv_transpose(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     x, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
     bias, stride = argument(args, kwargs, 2, "bias"), argument(args, kwargs, 3, "stride", 1)
-    if argument(args, kwargs, 6, "groups", 1) != 1:
-        raise UnsupportedOp(
-            f"A grouped transposed convolution {tracer.where()} has no channel rule."
-        )
+    groups = argument(args, kwargs, 6, "groups", 1)
     rank = weight.dim() - 2
     in_labels = tracer.channels(x, 1)
-    out_labels = tracer.forest.fresh(weight.shape[1])
+    depthwise = groups == len(in_labels) and groups > 1
+    if depthwise:
+        if tracer.name_of(weight) != f"{tracer.module_path}.weight".lstrip("."):
+            raise UnsupportedOp(
+                f"A depthwise transposed convolution without a module {tracer.where()} has no "
+                "channel rule; use nn.ConvTranspose2d."
+            )
+        out_labels = in_labels.repeat_interleave(weight.shape[1])
+    else:
+        blocks = in_labels.reshape(groups, -1)
+        tracer.forest.union(blocks[:1].expand(blocks.shape), blocks)
+        out_of_block = tracer.forest.fresh(weight.shape[1])
+        tracer.axis(weight, 1, out_of_block)
+        out_labels = out_of_block.repeat(groups)
     tracer.axis(weight, 0, in_labels)
-    tracer.axis(weight, 1, out_labels)
     tracer.axis(bias, 0, out_labels)
     tracer.put(out, spread(out_labels, out.shape, 1))
     operator = TracedOperator(
@@ -100,15 +109,19 @@ def _conv_transpose(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tens
         weight=tracer.weight_name(weight, function_name(func)),
         in_labels=in_labels,
         out_labels=out_labels,
+        groups=groups,
+        depthwise=depthwise,
         kernel_size=tuple(weight.shape[2:]),
         stride=(stride,) * rank if isinstance(stride, int) else tuple(stride),
         input_size=tuple(x.shape[2:]),
         output_size=tuple(out.shape[2:]),
         positions=tracer.positions(x, 1),  # the kernel is laid down at every input position
     )
-    tracer.new_operator(operator, [x], out, "conv")
+    tracer.new_operator(operator, [x], out, "depthwise" if depthwise else "conv")
     patch_attribute(tracer, "in_channels", in_labels)
     patch_attribute(tracer, "out_channels", out_labels)
+    if depthwise:
+        patch_attribute(tracer, "groups", in_labels)
 
 
 @rule("_weight_norm", "_weight_norm_interface")

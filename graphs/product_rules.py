@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import string
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from graphs.attention_rules import patch_head_counts
 from graphs.labels import spread, varying_axes
 from graphs.rule_registry import UnsupportedOp, argument, patch_attribute, rule
 from graphs.trace_records import TracedOperator
@@ -115,13 +117,14 @@ def _addmm(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> No
 
 @rule("einsum")
 def _einsum(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    equation, operands = args[0], args[1:]
+    written, operands = args[0], args[1:]
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
         operands = tuple(operands[0])
-    inputs, _, result = equation.replace(" ", "").partition("->")
+    equation = _without_ellipsis(written.replace(" ", ""), operands)
+    inputs, _, result = equation.partition("->")
     terms = inputs.split(",")
     refusal = UnsupportedOp(
-        f"einsum({equation!r}) {tracer.where()} has no channel rule; it needs '->', no '...', and "
+        f"einsum({written!r}) {tracer.where()} has no channel rule; it needs '->' and "
         "two operands of which every axis is in the result or in both."
     )
     letters = set(inputs) - {","}
@@ -169,6 +172,21 @@ def _einsum(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> N
     tracer.put(out, labels.permute([(*batch, *left, *right).index(letter) for letter in result]))
 
 
+def _without_ellipsis(equation: str, operands: Any) -> str:
+    """The equation with letters for '...', where that stands for as many axes in every operand."""
+    inputs, arrow, _ = equation.partition("->")
+    terms = inputs.split(",")
+    hidden = {
+        operand.dim() - len(term.replace("...", ""))
+        for term, operand in zip(terms, operands, strict=False)
+        if "..." in term
+    }
+    if len(hidden) != 1 or not arrow:
+        return equation
+    free = [letter for letter in string.ascii_letters if letter not in equation]
+    return equation.replace("...", "".join(free[: hidden.pop()]))
+
+
 def _contract(
     tracer: Tracer,
     left: Tensor,
@@ -199,6 +217,7 @@ def _contract(
             tied = torch.cat([left[head].reshape(-1), right[head].reshape(-1)])
             tracer.forest.union(tied[:1].expand(tied.shape), tied)
         tracer.trace.head_labels.append(rows[:, 0])
+        patch_head_counts(tracer, rows[:per_sample, 0])
         result = rows[:, :1].reshape(*batch, 1, 1)
     else:
         if tracer.attention == "none":

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from graphs.labels import spread
+from graphs.labels import shrink, spread
+from graphs.regularity import frozen_labels
 from graphs.rule_registry import RULES, Rule, UnsupportedOp, function_name, tensor_arguments
 from graphs.trace_records import (
     PICKED,
@@ -163,6 +164,11 @@ class Tracer(TorchFunctionMode):
         """Keep the channels that carry these labels."""
         self.trace.frozen.append((labels, reason, self.module_path))
 
+    def stays(self, labels: Tensor) -> bool:
+        """Whether all channels that carry these labels are frozen already."""
+        frozen = frozen_labels(self.trace)
+        return bool(torch.isin(self.forest.roots(shrink(labels)), frozen).all())
+
     # ------------------------------------------------------------------ where in the network
 
     @property
@@ -239,13 +245,23 @@ class Tracer(TorchFunctionMode):
         if index == 0:
             self.batch = tensor.shape[0]
         axis = 1 if tensor.dim() > 3 else tensor.dim() - 1
-        channel_labels = self.forest.fresh(tensor.shape[axis])
+        if tensor.dim() > 1:
+            channel_labels = self.forest.fresh(tensor.shape[axis])
+            labels = spread(channel_labels, tensor.shape, axis)
+        else:  # one number per sample, such as a time step
+            channel_labels = self.forest.fresh(1)
+            labels = channel_labels.expand(tensor.shape)
         self.see([tensor])
-        self.put(tensor, spread(channel_labels, tensor.shape, axis))
+        self.put(tensor, labels)
         self._nodes[id(tensor)] = len(self.trace.nodes)
         name = "input" if index == 0 else f"input_{index}"
         self.trace.nodes.append(TracedNode(name, channel_labels, _spatial(tensor)))
         self.freeze(channel_labels, "network input")
+
+    def is_input(self, tensor: Tensor) -> bool:
+        """Whether the tensor is a network input, or only moved since."""
+        node = self.node_of(tensor)
+        return node is not None and self.trace.nodes[node].name.startswith("input")
 
     def positions(self, output: Tensor, axis: int) -> int:
         """How many positions one sample has beside `axis`, wherever its axes are folded."""
@@ -313,11 +329,20 @@ class Tracer(TorchFunctionMode):
     ) -> None:
         """Give the outputs of a call their labels.
 
+        What is worked out from parameters and buffers alone needs no rule: the operands stay as
+        they are, and the result is a constant, whose channels stay too.
+
         Raises:
             UnsupportedOp: there is no rule.
         """
-        for value in {id(value) for value in tensor_arguments((args, kwargs))}:
+        tensors = tensor_arguments((args, kwargs))
+        for value in {id(value) for value in tensors}:
             self.trace.reads[value] = self.trace.reads.get(value, 0) + 1
+        if rule is None and not any(self.is_activation(value) for value in tensors):
+            for value in tensors:
+                if self.is_traced(value):
+                    self.freeze(self.labels(value), f"{name} {self.where()}")
+            return
         if rule is None:
             raise UnsupportedOp(
                 f"No channel rule for {name} {self.where()}. Topiary never guesses what an "

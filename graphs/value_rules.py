@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphs.labels import shrink, spread, tie_along, varying_axes
+from graphs.labels import channel_axis, line_along, shrink, spread, tie_along, varying_axes
 from graphs.rule_registry import argument, function_name, rule, tensor_arguments
 from graphs.trace_records import Broadcast
 from graphs.tracer import Tracer
@@ -22,6 +22,9 @@ from graphs.tracer import Tracer
     nan_to_num prelu add sub mul div truediv true_divide rsub multiply divide subtract
     maximum minimum lerp addcmul addcdiv where masked_fill eq ne lt le gt ge and or xor
     logical_not logical_and logical_or invert fmod remainder floor_divide floordiv threshold
+    _threshold rrelu hardshrink softshrink tanhshrink log_sigmoid exp2 expm1 log2 log10 tan asin
+    acos atan arctan sinh cosh asinh acosh atanh erfc erfinv logit trunc frac sgn positive sinc
+    lgamma digamma hypot atan2 arctan2 logaddexp xlogy heaviside copysign fmax fmin isinf tril triu
     """.split()
 )
 def _elementwise(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
@@ -48,9 +51,7 @@ def _elementwise(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor)
     activations = [tensor for tensor in tensors if tracer.is_activation(tensor)]
     origins = {tracer.node_of(tensor) for tensor in activations}
     if len(origins) > 1:
-        axis = 1 if out.dim() == 4 else out.dim() - 1
-        labels = shrink(result).movedim(axis, 0)
-        channel_labels = labels.reshape(labels.shape[0], -1)[:, 0].expand(out.shape[axis])
+        channel_labels = line_along(result, channel_axis(result))
         kind = "mul" if "mul" in function_name(func) else "add"
         tracer.new_node(out, channel_labels, activations, kind)
     elif activations:
@@ -99,6 +100,10 @@ def _merge(tracer: Tracer, first: Tensor, second: Tensor, is_activation: bool) -
         both = [axis for axis, (a, b) in enumerate(zip(*changes, strict=True)) if a and b]
         if both:
             tie_along(tracer.forest, first, second, both)
+        elif tracer.stays(second):  # a mask of tokens that is an input, say
+            return first
+        elif tracer.stays(first):
+            return second
         elif shrink(first).numel() > 1 and shrink(second).numel() > 1:
             tracer.freeze(shrink(first), "outer combination of two activations")
             tracer.freeze(shrink(second), "outer combination of two activations")
@@ -118,20 +123,53 @@ def _merge(tracer: Tracer, first: Tensor, second: Tensor, is_activation: bool) -
     avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
     lp_pool2d boolean_dispatch fn interpolate upsample _max_pool2d _max_pool1d _max_pool3d
-    _adaptive_max_pool2d _adaptive_max_pool1d max_pool2d_with_indices
+    _adaptive_max_pool2d _adaptive_max_pool1d max_pool2d_with_indices adaptive_max_pool3d lp_pool1d
+    lp_pool3d fractional_max_pool2d fractional_max_pool3d
     """.split()
 )
 def _pool(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     x = argument(args, kwargs, 0, "input")
     channel_labels = tracer.channels(x, 1)
-    output = out[0] if isinstance(out, (tuple, list)) else out
-    tracer.put(output, spread(channel_labels, output.shape, 1))
-    tracer.new_node(output, channel_labels, [x], "pool")
+    outputs = tensor_arguments(out)  # with indices, perhaps
+    for output in outputs:
+        tracer.put(output, spread(channel_labels, output.shape, 1))
+    tracer.new_node(outputs[0], channel_labels, [x], "pool")
+    tracer.same_node(outputs[1:], outputs[0])
+
+
+@rule("max_unpool1d", "max_unpool2d", "max_unpool3d")
+def _unpool(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    x, indices = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "indices")
+    channel_labels = tracer.channels(x, 1)
+    tracer.forest.union(channel_labels, tracer.channels(indices, 1))
+    tracer.put(out, spread(channel_labels, out.shape, 1))
+    tracer.new_node(out, channel_labels, [x], "pool")
+
+
+@rule("grid_sample")
+def _grid_sample(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    """Every channel is read at the same places; the numbers that say where stay."""
+    x, grid = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "grid")
+    tracer.freeze(shrink(tracer.labels(grid)), "coordinates of grid_sample")
+    channel_labels = tracer.channels(x, 1)
+    tracer.put(out, spread(channel_labels, out.shape, 1))
+    tracer.new_node(out, channel_labels, [x], "pool")
+
+
+@rule("affine_grid")
+def _affine_grid(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    theta = argument(args, kwargs, 0, "theta")
+    tracer.freeze(shrink(tracer.labels(theta)), "coefficients of affine_grid")
+    coordinates = tracer.forest.fresh(1).expand(out.shape)
+    tracer.freeze(coordinates, "coordinates of affine_grid")
+    tracer.put(out, coordinates)
+    tracer.same_node([out], theta)
 
 
 @rule(
     *"""
-    mean sum amax amin max min prod norm var std logsumexp argmax argmin all any
+    mean sum amax amin max min prod norm var std logsumexp argmax argmin all any var_mean std_mean
+    linalg_norm linalg_vector_norm
     """.split()
 )
 def _reduce(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -141,7 +179,7 @@ def _reduce(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None
         return
     x = tensors[0]
     dims = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
-    if function_name(func) == "norm":
+    if function_name(func).endswith("norm"):
         dims = kwargs.get("dim", args[2] if len(args) > 2 else None)
     dims = list(range(x.dim())) if dims is None else [dims] if isinstance(dims, int) else list(dims)
     reduced = {axis % x.dim() for axis in dims}
@@ -175,22 +213,22 @@ def _reduce(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None
     if tracer.is_activation(x):
         channel_labels = tracer.labels(output).reshape(-1)
         if output.dim() > 0:
-            axis = 1 if output.dim() == 4 else output.dim() - 1
-            channel_labels = tracer.labels(output).movedim(axis, 0)
-            channel_labels = channel_labels.reshape(output.shape[axis], -1)[:, 0]
+            made = tracer.labels(output)
+            channel_labels = line_along(made, channel_axis(made))
         tracer.new_node(output, channel_labels, [x], "pool")
         tracer.same_node(tensor_arguments(out)[1:], output)
 
 
 @rule(
     *"""
-    softmax log_softmax softmin cumsum cumprod sort argsort topk normalize
+    softmax log_softmax softmin cumsum cumprod sort argsort topk normalize local_response_norm
     """.split()
 )
 def _mix(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     x = argument(args, kwargs, 0, "input")
     labels = tracer.forest.roots(tracer.labels(x))
-    axis = argument(args, kwargs, 1, "dim")
+    position, default = _DIM_OF_MIXERS.get(function_name(func), (1, None))
+    axis = argument(args, kwargs, position, "dim", default)
     outputs = tensor_arguments(out)
     if (
         isinstance(axis, int)
@@ -207,3 +245,7 @@ def _mix(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         tracer.freeze(fresh, f"{function_name(func)} mixes channels {tracer.where()}")
         tracer.put(output, fresh)
         tracer.same_node([output], x)
+
+
+_DIM_OF_MIXERS = {"topk": (2, None), "normalize": (2, 1), "local_response_norm": (99, 1)}
+"""Position and default of `dim`, where it is not the second argument without a default."""

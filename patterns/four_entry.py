@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,19 +23,22 @@ CANDIDATES = tuple(tuple(sorted((CENTRE, *three))) for three in itertools.combin
 class FourEntryPattern:
     """Gives each 3x3 kernel the best of a few shapes of 4 cells (PatDNN, arXiv 2001.00138).
 
-    The few shapes are voted from the weight: each kernel votes for its centre and the 3 largest of
-    its other weights, and those with the most votes are taken. Then each kernel keeps the shape in
-    which its L2 norm is largest. The kernels of a site in one operator vote together. Applies to
-    every convolution with a 3x3 kernel, depthwise too. Dense hardware saves nothing by it.
+    The few shapes are voted from the network: each 3x3 kernel of it votes for its centre and the 3
+    largest of its other weights, and those with the most votes are taken. Then each kernel keeps
+    the shape in which its L2 norm is largest. A pattern that was not fitted to a network lets the
+    kernels of the given weight vote. Applies to every convolution with a 3x3 kernel, depthwise too.
+    Dense hardware saves nothing by it.
 
     Attributes:
         num_shapes: how many of the 56 shapes there are to choose from, in [1, 56].
+        shapes: indices into CANDIDATES of the voted shapes; () before the vote.
 
     Raises:
         ValueError: `num_shapes` is no integer in [1, 56].
     """
 
     num_shapes: int
+    shapes: tuple[int, ...] = ()
 
     family = "four_entry"
     channel_ratio = 0.0
@@ -68,6 +71,17 @@ class FourEntryPattern:
         """Whether `operator` is a convolution with a 3x3 kernel."""
         return operator.kind == "conv" and tuple(operator.kernel_size) == (3, 3)
 
+    def fitted(self, weights: Sequence[Tensor]) -> FourEntryPattern:
+        """The pattern with the shapes that all 3x3 kernels of a network vote for.
+
+        Args:
+            weights: shape (rows, channels, 3, 3) each.
+        """
+        if not weights:
+            return self
+        energies = torch.cat([exact(weight).square().reshape(-1, 9) for weight in weights])
+        return replace(self, shapes=tuple(voted(energies, self.num_shapes).tolist()))
+
     def mask(self, weight: Tensor) -> Tensor | None:
         """The best voted shape of every kernel; of equal ones that of lower index in CANDIDATES.
 
@@ -79,7 +93,8 @@ class FourEntryPattern:
         """
         assert weight.shape[-2:] == (3, 3), f"not 3x3 kernels: {tuple(weight.shape)}"
         energies = exact(weight).square().reshape(-1, 9)
-        shapes = _cells()[voted(energies, self.num_shapes)]
+        chosen = torch.tensor(self.shapes) if self.shapes else voted(energies, self.num_shapes)
+        shapes = _cells()[chosen]
         best = (energies @ shapes.double().T).argmax(dim=1)
         return shapes[best].view(weight.shape).to(weight.device)
 

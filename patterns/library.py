@@ -15,7 +15,7 @@ from patterns.four_entry import FourEntryPattern
 from patterns.kernel_shape import KernelShapePattern
 from patterns.n_m import NMPattern
 from patterns.pattern import Pattern
-from patterns.unstructured import UnstructuredPattern
+from patterns.unstructured import GlobalUnstructuredPattern, UnstructuredPattern
 from patterns.vector import VectorPattern
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], Pattern]] = {
@@ -23,6 +23,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Pattern]] = {
     ChannelPattern.family: ChannelPattern.from_spec,
     KernelShapePattern.family: KernelShapePattern.from_spec,
     UnstructuredPattern.family: UnstructuredPattern.from_spec,
+    GlobalUnstructuredPattern.family: GlobalUnstructuredPattern.from_spec,
     VectorPattern.family: VectorPattern.from_spec,
     NMPattern.family: NMPattern.from_spec,
     FourEntryPattern.family: FourEntryPattern.from_spec,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -58,6 +58,18 @@ class Pattern(Protocol):
 
         Returns:
             Boolean tensor of the shape of `weight`, True = kept; None when nothing is masked.
+        """
+
+
+@runtime_checkable
+class NetworkWidePattern(Pattern, Protocol):
+    """A pattern of which something is decided for the whole network, before any mask is made."""
+
+    def fitted(self, weights: Sequence[Tensor]) -> Pattern:
+        """The pattern for one network; its name and specification are the same.
+
+        Args:
+            weights: the unpruned weights of the operators that the pattern applies to.
         """
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,10 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> float:
     return nn.functional.cross_entropy(outputs, targets).item()
 
 
+Outcome = Evaluation | NonFiniteAccuracy
+"""What came of measuring a candidate."""
+
+
 class Evaluator:
     """Measures pruned networks; one object is shared by everything that searches.
 
@@ -126,12 +131,18 @@ class Evaluator:
         self.loss: Metric = loss if loss is not None else cross_entropy
         self.num_evaluations = 0
         self.num_cache_hits = 0
-        self._known: dict[Candidate, Evaluation | NonFiniteAccuracy] = {}
+        self._known: dict[Candidate, Outcome] = {}
+        self._prepared: dict[Candidate, Outcome] = {}
+        self._num_measured = 0
         self._inputs, self._targets = self._load(reward, "reward")
         if channels_last and self._inputs[0].dim() == 4 and not self._runs_on(self._inputs[0][:2]):
             self.channels_last = False
             self._inputs = tuple(batch.contiguous() for batch in self._inputs)
         self._calibration = self._load(calibration, "calibration")[0] if recalibrate else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in another process has measured nothing yet."""
+        return {**self.__dict__, "_known": {}, "_prepared": {}}
 
     def evaluate(
         self, candidate: Candidate, overlay: Mapping[str, Tensor] | None = None
@@ -153,17 +164,35 @@ class Evaluator:
             if isinstance(known, NonFiniteAccuracy):
                 raise NonFiniteAccuracy(*known.args)
             return replace(known, cached=True)
-        outputs = self._outputs_of(candidate, overlay)
+        outcome = self._prepared.pop(candidate, None) or self.outcome(candidate, overlay)
         self.num_evaluations += 1
-        if self.num_evaluations % RELEASE_EVERY == 0:
+        self._known[candidate] = outcome
+        if isinstance(outcome, NonFiniteAccuracy):
+            raise NonFiniteAccuracy(*outcome.args)
+        return outcome
+
+    def outcome(self, candidate: Candidate, overlay: Mapping[str, Tensor] | None = None) -> Outcome:
+        """What `evaluate` would measure, neither counted nor remembered; arguments as there."""
+        outputs = self._outputs_of(candidate, overlay)
+        self._num_measured += 1
+        if self._num_measured % RELEASE_EVERY == 0:
             release_freed_memory()
         try:
-            evaluation = self._score(outputs, self._targets, lambda: _describe(candidate))
+            return self._score(outputs, self._targets, lambda: _describe(candidate))
         except NonFiniteAccuracy as error:
-            self._known[candidate] = NonFiniteAccuracy(*error.args)
-            raise
-        self._known[candidate] = evaluation
-        return evaluation
+            return NonFiniteAccuracy(*error.args)
+
+    def has(self, candidate: Candidate) -> bool:
+        """Whether a candidate can be answered without measuring it now."""
+        return candidate in self._known or candidate in self._prepared
+
+    def prepare(self, outcomes: Mapping[Candidate, Outcome]) -> None:
+        """Take what was measured elsewhere; each counts when it is asked for, and not before.
+
+        Args:
+            outcomes: what an evaluator with the same network, images and options measured.
+        """
+        self._prepared.update(outcomes)
 
     def measure(self, network: nn.Module, samples: SampleSet) -> Evaluation:
         """Accuracy and loss of any network on any sample set, as it is; neither counted nor cached.

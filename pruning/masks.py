@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from graphs.network_graph import FROZEN, Group, NetworkGraph
 from patterns.library import PatternLibrary
-from patterns.pattern import Pattern
+from patterns.pattern import NetworkWidePattern, Pattern
 from pruning.keep_set import KeepSet
 
 MaskChoice = tuple[str, str]
@@ -56,8 +56,21 @@ class PatternMasks:
         self._library = library
         self._weights = {name: tensor.detach() for name, tensor in network.state_dict().items()}
         self._places = _places(graph)
+        self._patterns = self._fitted()
         self._cache: OrderedDict[tuple[str, tuple[MaskChoice, ...], bool], Tensor] = OrderedDict()
         self._cache_bytes = cache_bytes
+
+    def _fitted(self) -> dict[str, Pattern]:
+        """The patterns by name, with what they decide for the whole network decided."""
+        operators = {operator.weight: operator for operator in self._graph.operators}
+        prunable = {place.weight for place in self._places.values()}
+        fitted: dict[str, Pattern] = {}
+        for pattern in self._library:
+            fitted[pattern.name] = pattern
+            if isinstance(pattern, NetworkWidePattern):
+                names = [name for name in sorted(prunable) if pattern.applies_to(operators[name])]
+                fitted[pattern.name] = pattern.fitted([self._weights[name] for name in names])
+        return fitted
 
     def where(self, group: Group, pattern: Pattern) -> tuple[str, ...]:
         """Keys "operator@group" of the producers whose weights `pattern` masks; () when none.
@@ -118,11 +131,14 @@ class PatternMasks:
         else:
             made = torch.ones(base.shape, dtype=torch.bool, device=base.device)
             for place_key, name in choices:
-                self._carve(made, self._places[place_key], self._library[self._library.index(name)])
+                self._carve(made, self._places[place_key], self._pattern(name))
         self._cache[key] = made
         while len(self._cache) > 1 and self._cached_bytes() > self._cache_bytes:
             self._cache.popitem(last=False)
         return made
+
+    def _pattern(self, name: str) -> Pattern:
+        return self._patterns[self._library[self._library.index(name)].name]
 
     def _carve(self, mask: Tensor, place: _Place, pattern: Pattern) -> None:
         """Clear, in place, what `pattern` removes from the rows of `place`."""

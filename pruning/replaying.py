@@ -34,6 +34,7 @@ class SlimCall:
         function: normalised name of the function.
         sizes: for each output, the size of the axes that carry channels.
         shapes: for each output, its whole shape as traced, but with these sizes.
+        full: shape of the first output as traced.
         lead: how many leading axes of the input the first output has unchanged.
         picks: positions to take along an axis of the input, in the slim input's own numbers.
         padding: zeros before and after, by axis.
@@ -43,6 +44,7 @@ class SlimCall:
     function: str
     sizes: tuple[Mapping[int, int], ...]
     shapes: tuple[tuple[int, ...], ...]
+    full: tuple[int, ...]
     lead: int
     picks: Mapping[int, Tensor]
     padding: Mapping[int, tuple[int, int]]
@@ -83,7 +85,8 @@ def _slim_call(call: Call, kept: np.ndarray) -> SlimCall:
             picks[pick.axis] = torch.from_numpy(new_position[source[left]])
     pairs = zip(call.in_shape, call.shapes[0] if call.shapes else (), strict=False)
     lead = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return SlimCall(call.function, sizes, shapes, lead, picks, padding, call.value)
+    full = call.shapes[0] if call.shapes else ()
+    return SlimCall(call.function, sizes, shapes, full, lead, picks, padding, call.value)
 
 
 class CallsAtSlimWidth(TorchFunctionMode):
@@ -145,18 +148,24 @@ def _reshape(
     sizes = [call.sizes[0].get(axis, size) for axis, size in enumerate(wanted)]
     if call.function in ("expand", "expand_as", "broadcast_to"):
         return x.expand(sizes)
-    return x.reshape([*x.shape[: call.lead], *_traced_sizes(x, sizes, call, batch)])
+    return x.reshape([*x.shape[: call.lead], *_traced_sizes(x, sizes, wanted, call, batch)])
 
 
 def _traced_sizes(
-    x: Tensor, sizes: list[Any], call: SlimCall, batch: tuple[int, int] | None
+    x: Tensor,
+    sizes: list[Any],
+    given: Sequence[Any],
+    call: SlimCall,
+    batch: tuple[int, int] | None,
 ) -> Sequence[Any]:
     """The sizes of a view, with those of the trace where the code worked some out from channels.
 
     C // heads is wrong once channels are removed. The leading axes that a view leaves alone (batch
     and tokens, mostly) may have any size; of the others, only a batch that is folded in may differ
-    from the trace: it is in the first axis whose size has changed as the batch has.
+    from the trace: it is in the first axis whose size has changed as the batch has. That axis may
+    hold heads as well, of which the code (`given`) may name all or only those that are left.
     """
+    given = given[call.lead :]
     sizes, traced = sizes[call.lead :], call.shapes[0][call.lead :]
     if batch is None:  # other image sizes or numbers of tokens, which the trace does not know
         return _guessed_sizes(x, sizes, traced, call)
@@ -164,8 +173,15 @@ def _traced_sizes(
     exports = isinstance(now, torch.SymInt)  # the batch is a symbol then, and a test would fix it
     result, found = list(traced), call.lead > 0
     for axis, (size, known) in enumerate(zip(sizes, traced, strict=True)):
-        if isinstance(size, int) and size == -1:
+        if any(isinstance(each, int) and each == -1 for each in (size, given[axis])):
             result[axis] = -1
+        elif not found and axis + call.lead in call.sizes[0]:
+            if exports:
+                found = isinstance(given[axis], torch.SymInt)
+            elif math.prod(x.shape[call.lead :]) * then == math.prod(traced) * now:
+                found = given[axis] * then in (known * now, call.full[axis + call.lead] * now)
+            if found and (exports or now != then) and -1 not in result:
+                result[axis] = -1
         elif not found:
             found = isinstance(size, torch.SymInt) if exports else size * then == known * now
             result[axis] = size if found else known
@@ -191,9 +207,10 @@ def _guessed_sizes(
 def _split(func: Any, args: Any, kwargs: Any, call: SlimCall, _: Any) -> Any:
     x, axis = argument(args, kwargs, 0, "input"), argument(args, kwargs, 2, "dim", 0)
     axis %= x.dim()
-    if axis not in call.sizes[0]:
+    sizes = [shape[axis] for shape in call.shapes]
+    if axis not in call.sizes[0] and sum(sizes) != x.shape[axis]:  # tokens, of another number
         return func(*args, **kwargs)
-    return torch.split(x, [sizes[axis] for sizes in call.sizes], axis)
+    return torch.split(x, sizes, axis)
 
 
 def _getitem(func: Any, args: Any, kwargs: Any, call: SlimCall, _: Any) -> Tensor:

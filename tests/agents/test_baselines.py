@@ -136,7 +136,7 @@ def test_a_foreign_file_is_refused(make_env, tmp_path):
 
 def test_more_than_one_environment_is_refused(make_env):
     with pytest.raises(ValueError, match="decides for one environment, and was given 2"):
-        RandomAgent(DummyVecEnv([make_env, make_env]))
+        UniformAgent(DummyVecEnv([make_env, make_env]))
 
 
 def test_an_agent_without_environment_says_so():

@@ -140,6 +140,7 @@ def transition(loss, relative_macs=0.5, distance=0.0):
         relative_macs=relative_macs,
         macs=500,
         params=10,
+        counts=(5, 5),
         budget_distance=distance,
         finished=True,
     )

@@ -12,12 +12,13 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 from envs.actions import PatternAction, RatioAction
+from envs.amc_rewards import AmcErrorReward
 from envs.budgets import Band, Project, Unlimited, Wall
 from envs.episodes import Layerwise, Whole
 from envs.observations import GraphObservation, LayerObservation
 from envs.pruning_env import PruningEnv
 from envs.registration import ENTRY_POINTS, register_envs
-from envs.rewards import AlphaReward, AmcErrorReward
+from envs.rewards import AlphaReward
 
 EXPECTED_WARNINGS = (  # states and masks are matrices; the graph encoder and FlatFeatures read them
     "Your observation node_state has an unconventional shape",

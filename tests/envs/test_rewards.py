@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from envs.rewards import AlphaReward, AmcErrorReward, BandPenalty, Transition
+from envs.adaptive_rewards import LagrangianReward, SelfCompetitionReward
+from envs.amc_rewards import AmcErrorReward, AmcMacsReward, AmcParamsReward
+from envs.rewards import AlphaReward, BandPenalty, Transition
 from pruning.evaluation import Evaluation
 
 
@@ -23,6 +25,7 @@ def transition(accuracy=0.9, relative_macs=0.5, distance=0.0, base=0.9):
         relative_macs=relative_macs,
         macs=int(1000 * relative_macs),
         params=10,
+        counts=(5, 5),
         budget_distance=distance,
         finished=True,
     )
@@ -95,16 +98,24 @@ def test_amc_error_is_minus_the_error_whatever_the_cost(accuracy, error):
         assert terms == pytest.approx({"error": error})
 
 
-REWARDS = [AlphaReward(0.0), AlphaReward(0.5), AlphaReward(1.0), AmcErrorReward()]
+REWARDS = [
+    AlphaReward(0.0),
+    AlphaReward(0.5),
+    AlphaReward(1.0),
+    AmcErrorReward(),
+    AmcMacsReward(),
+    SelfCompetitionReward(AlphaReward()),
+    LagrangianReward(),
+]
 
 
-@pytest.mark.parametrize("reward", REWARDS, ids=repr)
+@pytest.mark.parametrize("reward", REWARDS, ids=lambda reward: reward.name)
 def test_inside_the_band_the_penalty_is_nothing(reward):
     inside = transition(0.7, 0.5)
     assert BandPenalty(reward)(inside) == {**reward(inside), "budget": 0.0}
 
 
-@pytest.mark.parametrize("reward", REWARDS, ids=repr)
+@pytest.mark.parametrize("reward", REWARDS, ids=lambda reward: reward.name)
 @pytest.mark.parametrize("accuracy", [None, 0.0, 0.5, 1.0])
 def test_outside_the_band_the_reward_is_below_every_reward_inside(reward, accuracy):
     penalised = BandPenalty(reward)
@@ -121,10 +132,28 @@ def test_outside_the_band_the_reward_is_below_every_reward_inside(reward, accura
             assert lowest <= sum(outside.values()) <= highest
 
 
-@pytest.mark.parametrize("reward", REWARDS, ids=repr)
+@pytest.mark.parametrize("reward", REWARDS, ids=lambda reward: reward.name)
 def test_the_penalty_grows_with_the_distance(reward):
     values = [
         sum(BandPenalty(reward)(transition(None, 0.5, distance)).values())
         for distance in np.linspace(0.01, 0.9, 20)
     ]
     assert all(np.diff(values) < 0)
+
+
+@pytest.mark.parametrize("reward", [AmcMacsReward(), AmcParamsReward()], ids=repr)
+def test_amcs_other_rewards_are_the_error_times_a_logarithm(reward):
+    of = replace(transition(0.9), macs=1000, params=1000)
+    (value,) = reward(of).values()
+    assert value == pytest.approx(-0.1 * math.log(1000))
+    assert sum(reward(transition(1.0)).values()) == 0.0
+    by_accuracy = [sum(reward(transition(a)).values()) for a in np.linspace(0.0, 1.0, 11)]
+    assert all(np.diff(by_accuracy) > 0)
+    sizes = [replace(transition(0.5), macs=n, params=n) for n in (1, 10, 100, 1000)]
+    assert all(np.diff([sum(reward(size).values()) for size in sizes]) < 0)
+
+
+def test_amcs_rewards_count_what_their_name_says():
+    of = replace(transition(0.0), macs=100, params=10)
+    assert AmcMacsReward()(of) == pytest.approx({"error_log_macs": -math.log(100)})
+    assert AmcParamsReward()(of) == pytest.approx({"error_log_params": -math.log(10)})

@@ -23,6 +23,7 @@ GOOD = {
         "patience": None,
         "keep": "loss",
     },
+    "vec_env": {"num_envs": 4, "workers": 2},
     "evaluation": {
         "latency": {"batch": 8, "threads": 1, "min_run_time": 0.1, "onnxruntime": "auto"}
     },
@@ -65,6 +66,7 @@ def test_settings_are_read():
     settings = Settings.from_config(GOOD, show_progress=False)
     assert (settings.seed, settings.num_threads, settings.evaluations) == (3, 2, 5)
     assert settings.minutes is None
+    assert (settings.num_envs, settings.workers) == (4, 2)
     assert settings.latency_seconds == 0.1
     assert settings.latency_onnxruntime is None
     assert settings.round_to == 8
@@ -91,6 +93,10 @@ def test_settings_are_read():
             r"evaluation\.latency\.onnxruntime must be auto, true or false, got 'yes'",
         ),
         ({"num_threads": 0}, r"num_threads must be a whole number, 1 or more, got 0"),
+        (
+            {"vec_env": {"num_envs": 2, "workers": 3}},
+            r"vec_env\.workers must be a whole number, in \[0, 2\], got 3",
+        ),
         ({"cache_dir": None}, r"cache_dir must be a folder, got None"),
         (
             {"search": {**GOOD["search"], "evaluations": 0}},

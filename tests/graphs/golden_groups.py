@@ -41,6 +41,28 @@ LAYERS = ("encoder.layers.0", "encoder.layers.1")
 ENCODER = {"embed": 16, **both({"~.self_attn": 4, "~.linear1": 20}, LAYERS)}
 
 SIZES = {
+    "unet": {"enter.0": 6, "down.0": 8, "up": 4, "leave.0": 5},
+    "volume_unet": {"enter": 4, "down": 6, "up": 5},
+    "point_net": {"each": 6, "all": 10},
+    "upsampling": {"a.0": 6, "b.0": 4, "grouped": 2, "c.0": 5},
+    "efficientnet": {
+        "stem.0": 6,
+        "blocks.0.expand.0": 12,
+        "blocks.0.squeeze": 3,
+        "blocks.1.expand.0": 10,
+        "blocks.1.squeeze": 3,
+    },
+    "c2f": {
+        "stem.0": 6,
+        "enter.0": 4,
+        "enter.0@2": 4,
+        "chain.0.0": 4,
+        "chain.1.0": 4,
+        "leave.0": 6,
+    },
+    "llama": {"attention.q_proj": 2, "attention.o_proj": 16, "gate": 12},
+    "bert": {"query": 3, "dense": 12, "pooler": 8},
+    "diffusion": {"time.0": 10, "time.2": 4, "attention.qkv": 2, "body": 6},
     "vit_fused": VIT,
     "vit_manual": VIT,
     "vit_einsum": VIT,

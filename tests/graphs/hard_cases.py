@@ -2,17 +2,21 @@
 
 import torch
 from convolutional import CONVOLUTIONAL, convolutional_inputs
+from foreign_networks import FOREIGN, foreign_inputs
 from operations import OPERATIONS, operation_inputs
 from torch import Tensor, nn
 from transformer_networks import TRANSFORMERS, transformer_inputs
 
-HARD_CASES = {**TRANSFORMERS, **CONVOLUTIONAL, **OPERATIONS}
+HARD_CASES = {**TRANSFORMERS, **CONVOLUTIONAL, **OPERATIONS, **FOREIGN}
 
 NORM_OVER_CHANNELS = (
     *(name for name in TRANSFORMERS if not name.startswith("mha_cross")),
     "layer_norm_chw",
     "uneven_norm_groups",
     "wide_layer_norm",
+    "llama",
+    "bert",
+    "diffusion",
 )
 """Networks with layer or group norm over channels: removing a zero changes the statistics."""
 
@@ -25,6 +29,7 @@ def build_case(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
             (TRANSFORMERS, transformer_inputs),
             (CONVOLUTIONAL, convolutional_inputs),
             (OPERATIONS, operation_inputs),
+            (FOREIGN, foreign_inputs),
         )
         if name in family
     )

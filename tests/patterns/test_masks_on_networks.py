@@ -8,6 +8,7 @@ from torch import nn
 
 from graphs.tracing import trace_network
 from patterns.library import PatternLibrary
+from patterns.pattern import NetworkWidePattern
 from pruning.cost import CostModel
 from pruning.keep_set import KeepSet
 from pruning.masks import MaskedWeights, PatternMasks, slim_masks
@@ -68,6 +69,9 @@ def test_a_site_that_owns_some_rows_masks_those_and_ranks_them_alone(pattern):
         if key.startswith("split@")
     }
     assert len(shared) == 2
+    alone = pattern
+    if isinstance(pattern, NetworkWidePattern):  # its vote is that of all 3x3 kernels
+        alone = pattern.fitted([network.stem.weight, network.split.weight])
     units = next(s.units for s in graph.slices if s.tensor == "split.weight" and s.axis == 0)
     for key, group in shared.items():
         rows = [row for row, unit in enumerate(units) if unit in group.units]
@@ -75,7 +79,7 @@ def test_a_site_that_owns_some_rows_masks_those_and_ranks_them_alone(pattern):
         assert len(rows) == 4
         mask = masks.tensors([(key, pattern.name)])["split.weight"]
         assert mask[others].all()
-        assert torch.equal(mask[rows], pattern.mask(network.split.weight[rows]))
+        assert torch.equal(mask[rows], alone.mask(network.split.weight[rows]))
         assert 0 < mask[rows].count_nonzero() < mask[rows].numel()
 
 
@@ -137,3 +141,55 @@ def test_channels_removed_under_a_mask_are_not_counted_twice():
     assert (slim.sum(dim=1) == 2).all()  # a whole group of four channels went
     dense = 16 * (prod((4, 3, 9)) + prod((4, 4))) + 40
     assert CostModel(graph).nonzero_macs(keep, tensors) == dense + 16 * prod((8, 2, 9))
+
+
+class UnequalConvs(nn.Module):
+    """Two 3x3 convolutions of one filter each way, with weights that are told apart by hand."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first = nn.Conv2d(1, len(first), 3, padding=1, bias=False)
+        self.second = nn.Conv2d(len(first), 2, 3, padding=1, bias=False)
+        self.third = nn.Conv2d(2, 1, 1, bias=False)
+        with torch.no_grad():
+            self.first.weight.copy_(torch.stack(first)[:, None])
+            self.second.weight.copy_(torch.stack(second)[:, None].expand(-1, len(first), 3, 3))
+
+    def forward(self, x):
+        return self.third(self.second(self.first(x).relu()).relu())
+
+
+def all_masks(network, spec):
+    """Masks of a pattern at every site that it can be laid on."""
+    library = PatternLibrary.from_specs([spec])
+    graph = trace_network(network, torch.zeros(1, 1, 4, 4))
+    masks = PatternMasks(network, graph, library)
+    pattern = library[1]
+    keys = [key for group in graph.groups for key in masks.where(group, pattern)]
+    return masks.tensors([(key, pattern.name) for key in keys])
+
+
+def test_four_entry_shapes_are_voted_by_the_whole_network():
+    top = torch.tensor([[3.0, 3.0, 3.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    # two kernels vote for the top, four for the bottom: the first layer alone would keep its top
+    network = UnequalConvs([top, top], [top.flip(0), top.flip(0)])
+    masks = all_masks(network, {"family": "four_entry", "num_shapes": 1})
+    bottom = torch.tensor([[0, 0, 0], [0, 1, 0], [1, 1, 1]], dtype=torch.bool)
+    assert (masks["first.weight"] == bottom).all()
+    assert (masks["second.weight"] == bottom).all()
+    both = all_masks(network, {"family": "four_entry", "num_shapes": 2})
+    assert (both["first.weight"] == bottom.flip(0)).all()
+
+
+def test_global_magnitude_takes_more_from_a_layer_of_small_weights():
+    ones = torch.arange(1.0, 10.0).reshape(3, 3)
+    network = UnequalConvs([ones, ones + 9], [20 * ones, 20 * ones + 1])
+    # prunable: 18 weights of 1 to 18 and 36 of 20 and more, beside the last layer's outputs
+    half = all_masks(network, {"family": "unstructured_global", "sparsity": 0.5})
+    weights = torch.cat([network.first.weight.flatten(), network.second.weight.flatten()])
+    threshold = weights.sort(descending=True).values[26]
+    assert sum(int(mask.sum()) for mask in half.values()) == (weights >= threshold).sum()
+    assert not half["first.weight"].any()
+    sixth = all_masks(network, {"family": "unstructured_global", "sparsity": 1 / 6})
+    assert torch.equal(sixth["first.weight"], network.first.weight > 9)
+    assert sixth["second.weight"].all()

@@ -241,3 +241,18 @@ def test_latency_in_onnxruntime_names_its_circumstances(small, tmp_path):
 def test_latency_refuses_values_out_of_range(name, value, tmp_path):
     with pytest.raises(ValueError, match=name):
         measure_latency_onnx(tmp_path / "a.onnx", images(1, 6), **{name: value})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("build", "size"), [(lambda: cifar_resnet(56), 32), (vit, 32)], ids=["resnet56", "vit"]
+)
+def test_networks_of_their_real_size_are_exported(build, size, tmp_path):
+    needs_extra()
+    torch.manual_seed(0)
+    network = build().eval()
+    randomise_batch_norms(network)
+    slim = prune_at_random(network, images(2, size))
+    report = export_onnx(slim, images(2, size), tmp_path / "pruned.onnx")
+    print(f"\n{type(network).__name__}: differs by {report.difference:.1e}")
+    assert report.difference <= 1e-5

@@ -77,6 +77,7 @@ def two_convs_graph(*, folds=(FOLD,), slices=TWO_CONVS_SLICES):
         # first.weight + first.bias + bn.weight + bn.bias + second.weight; no running statistics
         ("l1", "group", [3 + 10 + 0 + 1 + 4, 2 + 20 + 0.5 + 1 + 8]),
         ("l2", "producer", [3.0, 2.0]),
+        ("l2", "consumer", [4.0, 8.0]),
         ("l2", "group", [np.sqrt(9 + 100 + 0 + 1 + 16), np.sqrt(4 + 400 + 0.25 + 1 + 64)]),
         ("bn_gamma", "producer", [0.0, 0.5]),
     ],

@@ -90,7 +90,9 @@ def test_taylor_is_the_sum_of_weight_times_gradient_worked_out_by_hand():
     scores = scores_of(network, graph, [[1.0], [2.0]])
     np.testing.assert_allclose(scores, [15.0, 12.5])
     # a second-layer weight has the same product; both sides add up
-    np.testing.assert_allclose(scores_of(network, graph, [[1.0], [2.0]], scope="group"), [30, 25])
+    for scope, expected in (("consumer", [15, 12.5]), ("group", [30, 25])):
+        found = scores_of(network, graph, [[1.0], [2.0]], scope=scope)
+        np.testing.assert_allclose(found, expected)
 
 
 def test_taylor_adds_signed_gradients_over_batches_of_unequal_size(monkeypatch):
@@ -154,6 +156,11 @@ def test_obd_squares_the_gradient_of_each_sample_and_counts_all_of_them(monkeypa
     expected = [0.5 * 4 * 9 * 10 / 3, 0.5 * 1 * 25 * 10 / 3]
     scores = scores_of(network, graph, inputs, targets, "obd")
     np.testing.assert_allclose(scores, expected, rtol=1e-6)
+    # gradients of the second layer's weights: residuals 1, -3, 0 times what they read, 2 and -1
+    read = [0.5 * 9 * 4 * 10 / 3, 0.5 * 25 * 1 * 10 / 3]
+    for scope, by_hand in (("consumer", read), ("group", np.add(expected, read))):
+        scores = scores_of(network, graph, inputs, targets, "obd", scope=scope)
+        np.testing.assert_allclose(scores, by_hand, rtol=1e-6)
     monkeypatch.setattr("pruning.gradient_importance.MAX_CHUNK", 2)
     scores = scores_of(network, graph, inputs, targets, "obd")
     np.testing.assert_allclose(scores, expected, rtol=1e-6)

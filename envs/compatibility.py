@@ -1,0 +1,55 @@
+"""Which parts of an environment make no sense together."""
+
+from __future__ import annotations
+
+from envs.actions import Action
+from envs.band_reward import BandReward
+from envs.budgets import Budget
+from envs.episodes import Episode
+from envs.rewards import Reward
+
+REFUSED = {
+    ("env/episode", "whole", "budget", "wall"): (
+        "a wall bounds one decision at a time. Use budget=project (ratios) or budget=band"
+    ),
+    ("env/episode", "layerwise", "budget", "project"): (
+        "a projection scales all decisions at once. Use budget=wall"
+    ),
+    ("env/action", "pattern", "budget", "project"): (
+        "a projection scales ratios, and patterns are not ratios. Use budget=band"
+    ),
+}
+"""Pairs of parts that make no sense together, and what to do instead."""
+
+
+def check_parts(action: Action, episode: Episode, budget: Budget, reward: Reward) -> None:
+    """Refuse parts that make no sense together.
+
+    Args:
+        action: what the agent may do.
+        episode: how the sites are walked through.
+        budget: how many MACs may be left.
+        reward: what an outcome is worth.
+
+    Raises:
+        ValueError: the message names both keys.
+    """
+    parts = {
+        "env/action": action.name,
+        "env/episode": episode.name,
+        "budget": budget.name,
+    }
+    for (first, one, second, other), reason in REFUSED.items():
+        if parts[first] == one and parts[second] == other:
+            raise ValueError(f"{first}={one} and {second}={other} do not go together: {reason}.")
+    if isinstance(reward, BandReward) and not budget.evaluate_outside:
+        raise ValueError(
+            "reward=band and budget.evaluate_outside=false do not go together: it pays by the "
+            "accuracy outside the band too. Set budget.evaluate_outside=true."
+        )
+    if not reward.pays_for_compression and budget.name == "none":
+        raise ValueError(
+            f"reward={reward.name} and budget=none do not go together: neither asks for a smaller "
+            f"network, so the best plan would be to prune nothing. Set a budget, or "
+            f"reward=alpha."
+        )
