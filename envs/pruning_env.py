@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -18,7 +18,7 @@ from envs.compatibility import check_parts
 from envs.episodes import Episode
 from envs.observations import Observation
 from envs.problem import Assignment, CostMeter, Problem, State, nonzero_macs
-from envs.recording import EpisodeLog, EpisodeRecord, EpisodeSink
+from envs.recording import EpisodeLog, EpisodeRecord, EpisodeSink, by_score
 from envs.rendering import draw_bars, write_bars
 from envs.rewards import (
     AdaptiveReward,
@@ -92,6 +92,8 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         reward: what an outcome is worth.
         sinks: take every finished episode.
         render_mode: "rgb_array", "ansi" or None.
+        rank: key of a measured record within budget; `best` has the highest. The reward of the
+            step by default.
 
     Attributes:
         task: as given.
@@ -114,6 +116,7 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         reward: Reward,
         sinks: Sequence[EpisodeSink] = (),
         render_mode: str | None = None,
+        rank: Callable[[EpisodeRecord], Any] | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(
@@ -124,7 +127,7 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         check_parts(action, episode, budget, reward)
         self.task = task
         self.render_mode = render_mode
-        self._log = EpisodeLog(tuple(sinks))
+        self._log = EpisodeLog(tuple(sinks), rank=rank or by_score)
         is_penalised = budget.can_be_missed and not isinstance(reward, BandReward)
         self._reward: Reward = BandPenalty(reward) if is_penalised else reward
         actions = action.bind(task, episode.is_sequential)
@@ -430,8 +433,7 @@ class PruningEnv(gymnasium.Env[Any, Any]):
             plan=task.plan(decisions, candidate),
             reward_state=self._reward_state(),
         )
-        is_better = self.best is None or score > self.best.score
-        if met and evaluation is not None and is_better:
+        if met and evaluation is not None and self._log.ranks_higher(record):
             self._log.best = record
         return record, terms
 

@@ -26,6 +26,8 @@ from experiments.building import (
 from experiments.final_report import FinalReport, ReportOptions
 from experiments.identity import RunIdentity
 from experiments.progress import TrainingProgress, shows_progress
+from experiments.report import write_page
+from experiments.report_runs import open_run
 from experiments.report_stage import write_report
 from experiments.report_table import print_report
 from experiments.run_folder import RunFolder, write_json, write_text
@@ -90,6 +92,7 @@ def run_job(config: DictConfig, folder: Path, identity: RunIdentity) -> float:
         summary, rows = write_report(report, found, run, plain, identity, settings, started=started)
         for mirror in mirrors:
             mirror.report(summary.to_dict(), rows)
+    write_page([open_run(folder, summary.to_dict())], run.report)
     write_json(run.summary, summary.to_dict())
     targets = {name: str(plain[name]["_target_"]) for name in ("network", "data")}
     print_report(summary, folder, targets)

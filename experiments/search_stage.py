@@ -30,6 +30,19 @@ from pruning.task import PruningTask
 log = logging.getLogger(__name__)
 
 
+RANKS: dict[str, Callable[[EpisodeRecord], Any]] = {
+    "reward": lambda record: record.score,
+    "accuracy": lambda record: (record.accuracy, -_loss(record)),
+    "loss": lambda record: -_loss(record),
+}
+"""What the kept plan has the highest of, by `search.keep`."""
+
+
+def _loss(record: EpisodeRecord) -> float:
+    assert record.loss is not None, "only measured plans are ranked"
+    return record.loss
+
+
 @dataclass(frozen=True)
 class Found:
     """What a search found.
@@ -70,7 +83,7 @@ def search(
     with ExitStack() as stack:
         progress = SearchProgress(settings.evaluations, enabled=settings.show_progress)
         all_sinks = (CsvSink(run.metrics), *sinks, progress, interruption)
-        env = PruningEnv(task, **build_parts(config), sinks=all_sinks)
+        env = PruningEnv(task, **build_parts(config), sinks=all_sinks, rank=RANKS[settings.keep])
         stack.callback(env.close)
         stack.callback(progress.close)
         make_agent = instantiate(config.agent, _partial_=True, _convert_="all")
