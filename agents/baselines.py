@@ -117,16 +117,17 @@ class ScriptedAgent:
         callbacks.on_training_start(locals(), globals())
         callbacks.on_rollout_start()
         while self.num_timesteps < self._total_timesteps and num_episodes != self.max_episodes:
-            actions = self._actions(env)
-            new_obs, rewards, dones, infos = env.step(actions)
-            for action, reward, done, info in zip(actions, rewards, dones, infos, strict=True):
-                if "beyond_limit" not in info:  # the environment stood still
-                    self.num_timesteps += 1
-                    self._take_in(action, float(reward), bool(done))
-                    num_episodes += int(done)
-            callbacks.update_locals(
-                {"new_obs": new_obs, "rewards": rewards, "dones": dones, "infos": infos}
-            )
+            outcome = self._advance(env)
+            if outcome is None:
+                break
+            stepped = [
+                bool(done)
+                for done, info in zip(outcome["dones"], outcome["infos"], strict=True)
+                if "beyond_limit" not in info  # the environment stood still
+            ]
+            self.num_timesteps += len(stepped)
+            num_episodes += sum(stepped)
+            callbacks.update_locals(outcome)
             if not callbacks.on_step():
                 break
         callbacks.on_rollout_end()
@@ -203,6 +204,15 @@ class ScriptedAgent:
     def _actions(self, env: VecEnv) -> np.ndarray:
         """One action per environment, shape (num_envs, ...)."""
         return self._choose(env, self.rng)[None]
+
+    def _advance(self, env: VecEnv) -> dict[str, Any] | None:
+        """Take one step; what SB3's callbacks read of it, or None when there is nothing to try."""
+        actions = self._actions(env)
+        new_obs, rewards, dones, infos = env.step(actions)
+        for action, reward, done, info in zip(actions, rewards, dones, infos, strict=True):
+            if "beyond_limit" not in info:
+                self._take_in(action, float(reward), bool(done))
+        return {"new_obs": new_obs, "rewards": rewards, "dones": dones, "infos": infos}
 
     def _take_in(self, action: np.ndarray, reward: float, done: bool) -> None:
         """Learn from one step; agents that only follow a rule do not."""

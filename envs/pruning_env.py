@@ -5,20 +5,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from envs.actions import Action, RatioActions
+from envs.actions import Action
 from envs.band_reward import BandReward
 from envs.budgets import Budget
 from envs.compatibility import check_parts
 from envs.episodes import Episode
 from envs.observations import Observation
 from envs.problem import Assignment, CostMeter, Problem, State, nonzero_macs
-from envs.recording import EpisodeLog, EpisodeRecord, EpisodeSink
+from envs.problem_view import ProblemView
+from envs.recording import EpisodeLog, EpisodeRecord, EpisodeSink, by_score
 from envs.rendering import draw_bars, write_bars
 from envs.rewards import (
     AdaptiveReward,
@@ -29,11 +30,12 @@ from envs.rewards import (
     likelihood_kept,
     merit,
 )
+from pruning.keep_set import KeepSet
 from pruning.plan import Candidate
 from pruning.task import PruningTask
 
 
-class PruningEnv(gymnasium.Env[Any, Any]):
+class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
     """Decides what to cut from a trained network.
 
     ## Description
@@ -91,6 +93,8 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         reward: what an outcome is worth.
         sinks: take every finished episode.
         render_mode: "rgb_array", "ansi" or None.
+        rank: key of a measured record within budget; `best` has the highest. The reward of the
+            step by default.
 
     Attributes:
         task: as given.
@@ -113,6 +117,7 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         reward: Reward,
         sinks: Sequence[EpisodeSink] = (),
         render_mode: str | None = None,
+        rank: Callable[[EpisodeRecord], Any] | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(
@@ -123,7 +128,7 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         check_parts(action, episode, budget, reward)
         self.task = task
         self.render_mode = render_mode
-        self._log = EpisodeLog(tuple(sinks))
+        self._log = EpisodeLog(tuple(sinks), rank=rank or by_score)
         is_penalised = budget.can_be_missed and not isinstance(reward, BandReward)
         self._reward: Reward = BandPenalty(reward) if is_penalised else reward
         actions = action.bind(task, episode.is_sequential)
@@ -143,6 +148,7 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         self.action_space = actions.space
         self.observation_space = self._view.space
         self._state: State = self._problem.initial()
+        self._raw_action: tuple[float, ...] = ()
         self._mask: np.ndarray | None = None
         self._is_running = False
         self._start_episode()
@@ -164,11 +170,6 @@ class PruningEnv(gymnasium.Env[Any, Any]):
     def num_evaluations(self) -> int:
         """Counted evaluations of the task; all that share the task count together."""
         return self.task.evaluator.num_evaluations
-
-    @property
-    def horizon(self) -> int:
-        """Most steps of an episode."""
-        return self._problem.horizon
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -226,70 +227,51 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         other._start_episode()
         return other
 
-    def action_masks(self) -> np.ndarray:
-        """Which choices are allowed now, flat as sb3-contrib's MaskablePPO wants it.
+    def measure_counts(self, counts: Sequence[int] | np.ndarray) -> EpisodeRecord:
+        """Measure the network with these kept counts: an episode of one exact decision.
 
-        Returns:
-            bool array of shape (P,) layerwise, (S * P,) in whole episodes.
-
-        Raises:
-            ValueError: actions are ratios, which have no mask.
-        """
-        if self._mask is None:
-            raise ValueError(
-                "Ratio actions have no mask. Set env/action=pattern, or take an agent that needs "
-                "no mask."
-            )
-        return self._mask.ravel().copy()
-
-    def encode_ratios(self, ratios: Mapping[str, float]) -> Any:
-        """The action of the current step that comes closest to pruning by the given ratios.
+        For agents that search over channel counts: nothing is clipped, scaled or rounded, and
+        networks outside the budget are measured too. In all else it is an episode like any other:
+        counted, recorded, written to the sinks, and `best` when it is within budget and better. An
+        episode that is under way ends.
 
         Args:
-            ratios: pruning ratio in [0, 1) by group name; groups left out are kept whole.
+            counts: kept channels per group, shape (S,), allowed ones by `round_to` and not below
+                `smallest_counts`.
 
         Returns:
-            An element of the action space. With patterns, the nearest valid channel pattern.
+            The record of the episode.
 
         Raises:
-            ValueError: a group that the network does not have.
+            ValueError: actions are patterns, or counts are not allowed.
         """
-        for name in ratios:
-            self.task.graph.group(name)
-        return self._problem.actions.encode(self._problem, self._state, ratios)
-
-    def uniform_ratios(self) -> dict[str, float]:
-        """Nearly equal pruning ratios per group that meet the budget; none without a budget."""
-        return dict(self._problem.actions.uniform(self._problem, self._problem.limits.upper))
-
-    def preview(self, actions: np.ndarray, *, rounded: bool = False) -> np.ndarray:
-        """The plans that actions for all sites would lead to; nothing is measured.
-
-        For agents that learn what plans are worth.
-
-        Args:
-            actions: first actions of an episode, shape (batch, S).
-            rounded: whether the plans are in whole channels, exactly as a step would execute them,
-                a millisecond each; otherwise hundreds cost a few milliseconds.
-
-        Returns:
-            Kept fraction of every site in [0, 1], float64 (batch, S).
-
-        Raises:
-            ValueError: the env decides patterns, or one site per step.
-        """
-        part = self._problem.actions
-        if self._problem.is_sequential or not isinstance(part, RatioActions):
+        problem = self._problem
+        if problem.actions.num_patterns > 1:
             raise ValueError(
-                "Only ratios of all sites at once can be previewed. Set env=allocation (or "
-                "env/action=ratio env/episode=whole)."
+                "Channel counts are no pattern actions. Set env=allocation or env/action=ratio."
             )
-        return part.preview(self._problem, np.asarray(actions), rounded=rounded)
-
-    def first_observation(self) -> Any:
-        """What `reset` returns; the running episode goes on."""
-        problem, state = self._problem, self._problem.initial()
-        return self._view.observe(state, problem.actions.mask(problem, state))
+        wanted = np.asarray(counts, dtype=np.int64)
+        if wanted.shape != problem.sizes.shape or (wanted < problem.smallest.counts).any():
+            raise ValueError(
+                f"Wanted are {problem.num_sites} kept counts, each at least "
+                f"{problem.smallest.counts.tolist()}, got {wanted.tolist()}. Lower a count's bound "
+                f"with env.max_ratio."
+            )
+        KeepSet.from_counts(self.task.graph, wanted)  # refuses what round_to or the sizes forbid
+        self._start_episode()
+        assignment = Assignment(wanted, np.zeros_like(wanted))
+        self._raw_action = tuple(problem.actions.removed(assignment).tolist())
+        self._state = State(
+            step=1,
+            site=None,
+            assignment=assignment,
+            decided=np.ones(problem.num_sites, dtype=bool),
+            cost=problem.meter(assignment),
+            quality=1.0,
+        )
+        record, _ = self._assess(finished=True, outside=True)
+        self._finish(record)
+        return record
 
     def render(self) -> Any:
         """The kept fraction of every site, as a picture or as text."""
@@ -314,7 +296,7 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         self._mask = self._problem.actions.mask(self._problem, self._state)
         self._clamps = 0
         self._reward_sum = 0.0
-        self._raw_action: tuple[float, ...] = ()
+        self._raw_action = ()
         self._started = time.perf_counter()
 
     def _record_action(self, action: Any) -> None:
@@ -349,8 +331,10 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         terminated = problem.budget.can_be_missed and problem.limits.met(state.cost)
         return terminated, is_last and not terminated
 
-    def _assess(self, finished: bool) -> tuple[EpisodeRecord, dict[str, float]]:
-        """Measure the current network, unless it is outside a band, and reward it."""
+    def _assess(
+        self, finished: bool, *, outside: bool = False
+    ) -> tuple[EpisodeRecord, dict[str, float]]:
+        """Measure the current network and reward it; outside a band only where that is asked."""
         problem, state, task = self._problem, self._state, self.task
         decisions = problem.actions.decisions(state.assignment)
         candidate = task.candidate(decisions)
@@ -358,7 +342,8 @@ class PruningEnv(gymnasium.Env[Any, Any]):
             "the task executes other counts than the environment assigned"
         )
         met = problem.limits.met(state.cost)
-        evaluation = task.evaluator.evaluate(candidate) if self._is_measured(state) else None
+        is_measured = outside or self._is_measured(state)
+        evaluation = task.evaluator.evaluate(candidate) if is_measured else None
         if evaluation is not None:
             quality = likelihood_kept(evaluation, task.base)
             self._state = dataclasses.replace(state, quality=quality)
@@ -398,8 +383,7 @@ class PruningEnv(gymnasium.Env[Any, Any]):
             plan=task.plan(decisions, candidate),
             reward_state=self._reward_state(),
         )
-        is_better = self.best is None or score > self.best.score
-        if met and evaluation is not None and is_better:
+        if met and evaluation is not None and self._log.ranks_higher(record):
             self._log.best = record
         return record, terms
 
@@ -425,9 +409,6 @@ class PruningEnv(gymnasium.Env[Any, Any]):
             for value in (decision.pattern, decision.ratio)
             if value is not None
         )
-
-    def _observe(self) -> Any:
-        return self._view.observe(self._state, self._mask)
 
     def _info(self, terms: Mapping[str, float]) -> dict[str, Any]:
         state, problem = self._state, self._problem

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -78,6 +78,11 @@ class EpisodeSink(Protocol):
         """Called when the environment is closed; may be called again."""
 
 
+def by_score(record: EpisodeRecord) -> float:
+    """The rank of a record by what its plan is worth."""
+    return record.score
+
+
 @dataclass
 class EpisodeLog:
     """What environments of one problem share.
@@ -85,13 +90,19 @@ class EpisodeLog:
     Attributes:
         sinks: take every finished episode.
         history: a record of every finished episode.
-        best: the measured network within budget that had the highest reward, of any step of any
-            episode; None before the first.
+        best: the measured network within budget that ranks highest, of any step of any episode;
+            None before the first.
+        rank: key of a record; `best` has the highest.
     """
 
     sinks: tuple[EpisodeSink, ...]
     history: list[EpisodeRecord] = field(default_factory=list)
     best: EpisodeRecord | None = None
+    rank: Callable[[EpisodeRecord], Any] = by_score
+
+    def ranks_higher(self, record: EpisodeRecord) -> bool:
+        """Whether a record ranks higher than the best so far; ties keep the earlier one."""
+        return self.best is None or self.rank(record) > self.rank(self.best)
 
 
 class CsvSink:

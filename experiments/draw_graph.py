@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.command_line import run_command
 
@@ -104,8 +104,7 @@ def _trace(plan: str, overrides: Sequence[str]) -> tuple[str, NetworkGraph, Prun
         composed = compose("train_agent", list(overrides), return_hydra_config=True)
     name = str(composed.hydra.runtime.choices.network)
     config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     settings = Settings.from_config(plain, show_progress=False)
     data = build_data(own_options("data", plain["data"], overrides))
     builder = own_options("network", plain["network"], overrides)

@@ -91,8 +91,8 @@ def draw_search(
         )
         lower.set_ylabel("reward-split accuracy")
         lower.set_xlabel("evaluations")
-        lower.xaxis.set_major_locator(_whole_ticks())
-        lower.yaxis.set_major_formatter(_percent())
+        lower.xaxis.set_major_locator(whole_ticks())
+        lower.yaxis.set_major_formatter(percent_ticks())
         _legend_below(figure, lower)
 
 
@@ -132,7 +132,7 @@ def draw_groups(rows: Sequence[GroupRow], path: Path, *, title: str) -> None:
         axes.set_yticks(positions, [row.group for row in rows], fontsize=8.5)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(0, 1)
-        axes.xaxis.set_major_formatter(_percent())
+        axes.xaxis.set_major_formatter(percent_ticks())
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("removed from the group")
         axes.set_title(title)
@@ -191,10 +191,10 @@ def draw_tradeoff(
         axes.set_xlabel(f"relative {cost_name} (left / before)")
         axes.set_ylabel("reward-split accuracy")
         axes.set_xlim(0, 1.05)
-        axes.xaxis.set_major_formatter(_percent())
-        axes.yaxis.set_major_formatter(_percent())
+        axes.xaxis.set_major_formatter(percent_ticks())
+        axes.yaxis.set_major_formatter(percent_ticks())
         axes.set_title(title)
-        figure.colorbar(points, ax=axes, label="evaluations so far", pad=0.02, ticks=_whole_ticks())
+        figure.colorbar(points, ax=axes, label="evaluations so far", pad=0.02, ticks=whole_ticks())
         _legend_below(figure, axes)
 
 
@@ -262,13 +262,15 @@ def _lower_edge(values: np.ndarray) -> float:
     return float(values.min() - max(0.08 * np.ptp(values), 1e-3))
 
 
-def _whole_ticks() -> Any:
+def whole_ticks() -> Any:
+    """Ticks at whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(integer=True)
 
 
-def _percent() -> Any:
+def percent_ticks() -> Any:
+    """Labels of fractions, as percentages."""
     from matplotlib.ticker import FuncFormatter
 
     return FuncFormatter(lambda value, _: f"{round(100 * value, 2):g}%")
@@ -288,10 +290,68 @@ def _legend_below(figure: Figure, axes: Axes, handles: Sequence[Any] | None = No
 
 
 @contextmanager
+def page_of_axes(path: Path, number: int) -> Iterator[tuple[Figure, Sequence[Axes]]]:
+    """A figure of many small axes with common percent scales, at most four beside each other.
+
+    Args:
+        path: PNG file, written at the end.
+        number: how many axes, at least 1.
+
+    Yields:
+        The figure and its axes.
+    """
+    columns = min(4, number)
+    rows = -(-number // columns)
+    with _styled(path) as figure:
+        figure.set_size_inches(2.3 * columns + 0.6, 1.75 * rows + 0.9)
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes in grid[number:]:
+            axes.set_visible(False)
+        for axes in grid[max(0, number - columns) : number]:  # the lowest of each column
+            axes.tick_params(labelbottom=True)
+        grid[0].set_xlim(0, 1)
+        grid[0].set_xticks([0.0, 0.25, 0.5, 0.75])  # the next panel begins where 1 would stand
+        grid[0].xaxis.set_major_formatter(percent_ticks())
+        grid[0].yaxis.set_major_formatter(percent_ticks())
+        yield figure, list(grid[:number])
+
+
+@contextmanager
 def _figure(
     path: Path, *, rows: int, size: tuple[float, float]
 ) -> Iterator[tuple[Figure, Sequence[Axes]]]:
-    """A figure with rows that share the x axis; written to `path` at the end, without a display."""
+    """A figure with one column."""
+    with open_figure(path, rows=rows, columns=1, size=size) as (figure, axes):
+        yield figure, [row[0] for row in axes]
+
+
+@contextmanager
+def open_figure(
+    path: Path, *, rows: int, columns: int, size: tuple[float, float], share_y: bool = False
+) -> Iterator[tuple[Figure, Sequence[Sequence[Axes]]]]:
+    """A figure in Topiary's style; written to `path` at the end, without a display.
+
+    Args:
+        path: PNG file to write; its folder is made.
+        rows: rows of axes; those of a column share the x axis.
+        columns: columns of axes.
+        size: width and height in inches.
+        share_y: whether the axes of a row share the y axis.
+
+    Yields:
+        The figure, and its axes as rows of columns.
+    """
+    with _styled(path) as figure:
+        figure.set_size_inches(*size)
+        axes = figure.subplots(
+            rows, columns, sharex="col", sharey="row" if share_y else False, squeeze=False
+        )
+        yield figure, [list(row) for row in axes]
+
+
+@contextmanager
+def _styled(path: Path) -> Iterator[Figure]:
+    """An empty figure in Topiary's style; written to `path` at the end, without a display."""
     # "generated new fontManager" on the first run of a machine is no news for the user
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     import matplotlib
@@ -299,9 +359,8 @@ def _figure(
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
-        yield figure, list(axes)
+        yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)

@@ -89,6 +89,7 @@ class FinalReport:
         test = task.evaluator.measure(network, self.data.test)
         report = NetworkReport(
             reward_accuracy=task.base.accuracy,
+            reward_loss=task.base.loss,
             test_accuracy=test.accuracy,
             test_accuracy_finetuned=None,
             macs=task.cost.base_macs,
@@ -113,13 +114,14 @@ class FinalReport:
         """
         task, search, test_split = self.task, self.data.search, self.data.test
         overlay, masks = task.overlay(candidate), task.mask_tensors(candidate)
-        reward_accuracy = task.evaluator.evaluate(candidate, overlay).accuracy
+        reward = task.evaluator.evaluate(candidate, overlay)
         network = task.slimmer.materialize(candidate.keep, overlay=overlay)
         if self.options.recalibrate:
             recalibrate_batch_norm(network, search.calibration, task.evaluator.batch_size)
         accuracy = task.evaluator.measure(network, test_split).accuracy
         report = NetworkReport(
-            reward_accuracy=reward_accuracy,
+            reward_accuracy=reward.accuracy,
+            reward_loss=reward.loss,
             test_accuracy=accuracy,
             test_accuracy_finetuned=None,
             macs=task.cost.macs(candidate.keep),

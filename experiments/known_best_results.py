@@ -167,7 +167,7 @@ def draw_ranks(
 
     from experiments.figures import STYLE
 
-    counts = np.arange(1, evaluations + 1)
+    counts = range(1, evaluations + 1)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.0, 4.6), layout="constrained")
         axes = figure.subplots()

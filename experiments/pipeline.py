@@ -6,6 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from experiments.building import (
 from experiments.final_report import FinalReport, ReportOptions
 from experiments.identity import RunIdentity
 from experiments.progress import TrainingProgress, shows_progress
+from experiments.report import write_page
+from experiments.report_runs import open_run
 from experiments.report_stage import write_report
 from experiments.report_table import print_report
 from experiments.run_folder import RunFolder, write_json, write_text
@@ -33,6 +36,7 @@ from experiments.settings import Settings
 from experiments.sinks import KeptOpen, open_mirrors
 from networks.data import DataSplits
 from networks.pretrained import pretrain
+from networks.sparse_training import train_sparsely
 from pruning.onnx_runtime import require_packages
 from pruning.task import PruningTask
 
@@ -67,10 +71,12 @@ def run_job(config: DictConfig, folder: Path, identity: RunIdentity) -> float:
 
     build_parts(config)  # refuses what is out of range before anything costs time
     instantiate(config.reconstruction)  # likewise
+    instantiate(config.sparse_training, _convert_="all")  # likewise
     data = build_data(plain["data"])
     splits = {name: list(indices) for name, indices in data.indices.items()}
     write_json(run.splits, {"data": data.name, "indices": splits})
     network = trained_network(config, plain, data, settings)
+    make_sparse(config, network, data, run, settings)
     task = build_task(config, plain, network, data, settings)
     log.info(
         "%s on %s: %s MACs, %s parameters, %d groups, accuracy %.4f on the reward split",
@@ -86,6 +92,7 @@ def run_job(config: DictConfig, folder: Path, identity: RunIdentity) -> float:
         summary, rows = write_report(report, found, run, plain, identity, settings, started=started)
         for mirror in mirrors:
             mirror.report(summary.to_dict(), rows)
+    write_page([open_run(folder, summary.to_dict())], run.report)
     write_json(run.summary, summary.to_dict())
     targets = {name: str(plain[name]["_target_"]) for name in ("network", "data")}
     print_report(summary, folder, targets)
@@ -133,6 +140,37 @@ def trained_network(
     origin = "trained before" if pretrained.cached else "trained just now"
     log.info("Weights: %s, %s", origin, pretrained.path)
     return network
+
+
+def make_sparse(
+    config: DictConfig,
+    network: nn.Module,
+    data: DataSplits,
+    run: RunFolder,
+    settings: Settings,
+) -> None:
+    """Train the network on with a penalty on its batch-norm scales, where the config asks for it.
+
+    What this gives is the base network of everything that follows, the report included;
+    `sparse_training.json` says what it was before.
+
+    Raises:
+        ValueError: the network has no batch norm, or training diverges.
+    """
+    recipe = instantiate(config.sparse_training, _convert_="all")
+    if not recipe:
+        return
+    progress = TrainingProgress("sparse training", enabled=settings.show_progress)
+    result = train_sparsely(
+        network, data.search.train, data.search.reward, recipe, progress=progress
+    )
+    write_json(run.path / "sparse_training.json", asdict(result))
+    log.info(
+        "Sparse training: accuracy on the reward split from %.4f to %.4f, batch-norm scales below "
+        "a hundredth of the largest from %.1f %% to %.1f %%",
+        result.accuracy_before, result.accuracy_after,
+        100 * result.small_scales_before, 100 * result.small_scales_after,
+    )  # fmt: skip
 
 
 def build_task(

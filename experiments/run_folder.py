@@ -65,6 +65,11 @@ class RunFolder:
         """Folder of the PNG figures."""
         return self.path / "figures"
 
+    @property
+    def report(self) -> Path:
+        """One self-contained page about the run."""
+        return self.path / "report.html"
+
     def read_config(self) -> dict[str, Any]:
         """The config of the run as plain data.
 

@@ -11,12 +11,14 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from agents.count_search import CountSearchAgent
 from agents.search import SearchResult, check_agent, run_search
 from agents.several import for_environments
 from envs.pruning_env import PruningEnv
 from envs.recording import CsvSink, EpisodeRecord, EpisodeSink
 from envs.vec_env import PruningVecEnv
 from experiments.command_line import comes_from
+from experiments.findings import write_findings
 from experiments.interruption import Interruption
 from experiments.patience import Patience
 from experiments.progress import SearchProgress
@@ -26,6 +28,19 @@ from pruning.evaluation_pool import EvaluationPool
 from pruning.task import PruningTask
 
 log = logging.getLogger(__name__)
+
+
+RANKS: dict[str, Callable[[EpisodeRecord], Any]] = {
+    "reward": lambda record: record.score,
+    "accuracy": lambda record: (record.accuracy, -_loss(record)),
+    "loss": lambda record: -_loss(record),
+}
+"""What the kept plan has the highest of, by `search.keep`."""
+
+
+def _loss(record: EpisodeRecord) -> float:
+    assert record.loss is not None, "only measured plans are ranked"
+    return record.loss
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,7 @@ def search(
     with ExitStack() as stack:
         progress = SearchProgress(settings.evaluations, enabled=settings.show_progress)
         all_sinks = (CsvSink(run.metrics), *sinks, progress, interruption)
-        env = PruningEnv(task, **build_parts(config), sinks=all_sinks)
+        env = PruningEnv(task, **build_parts(config), sinks=all_sinks, rank=RANKS[settings.keep])
         stack.callback(env.close)
         stack.callback(progress.close)
         make_agent = instantiate(config.agent, _partial_=True, _convert_="all")
@@ -95,6 +110,8 @@ def search(
         raise ValueError(_nothing_found(history, settings))
     write_text(run.plan, best.plan.to_json())
     agent.save(run.agent)
+    if isinstance(agent, CountSearchAgent):
+        write_findings(agent.findings(), run)
     return Found(best, history, result)
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from graphs.tracer import ATTENTION
 
+KEEP = ("reward", "accuracy", "loss")
+"""What the plan that a search keeps can be best in; accuracy and loss are of the reward split."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -25,6 +28,7 @@ class Settings:
         evaluations: measured candidates after which the search ends.
         minutes: wall time after which it ends, or None.
         max_timesteps: environment steps after which it ends, or None.
+        keep: what the kept plan is best in, one of KEEP.
         patience: episodes in a row without a new plan after which it ends, or None.
         num_envs: plans that an agent decides on before it sees what they are worth.
         workers: processes that measure them; 0 for the main process.
@@ -46,6 +50,7 @@ class Settings:
     minutes: float | None
     max_timesteps: int | None
     patience: int | None
+    keep: str
     num_envs: int
     workers: int
     latency_batch: int
@@ -81,6 +86,7 @@ class Settings:
             minutes=_positive("search.minutes", search["minutes"]),
             max_timesteps=_whole_or_none("search.max_timesteps", search["max_timesteps"]),
             patience=_whole_or_none("search.patience", search["patience"]),
+            keep=_one_of("search.keep", search["keep"], KEEP),
             num_envs=num_envs,
             workers=_whole("vec_env.workers", vec_env["workers"], lowest=0, highest=num_envs),
             latency_batch=_whole("evaluation.latency.batch", latency["batch"], lowest=1),

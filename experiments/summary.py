@@ -12,6 +12,7 @@ class NetworkReport:
 
     Attributes:
         reward_accuracy: accuracy on the reward split, not fine-tuned, as the search measures it.
+        reward_loss: loss on the reward split, likewise.
         test_accuracy: accuracy on the test split, before fine-tuning.
         test_accuracy_finetuned: the same after fine-tuning; None when there was none.
         macs: multiply-accumulates of dense hardware, per sample.
@@ -23,6 +24,7 @@ class NetworkReport:
     """
 
     reward_accuracy: float
+    reward_loss: float
     test_accuracy: float
     test_accuracy_finetuned: float | None
     macs: int

@@ -140,7 +140,7 @@ def channel_axis(labels: Tensor) -> int:
 
 def line_along(labels: Tensor, axis: int) -> Tensor:
     """Labels along one axis, at the start of all others; shape (labels.shape[axis],)."""
-    return labels.movedim(axis, 0)[(slice(None), *[0] * (labels.dim() - 1))]
+    return labels.movedim(axis, 0).flatten(1)[:, 0]
 
 
 def tie_along(forest: LabelForest, first: Tensor, second: Tensor, axes: list[int]) -> None:

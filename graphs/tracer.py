@@ -336,8 +336,8 @@ class Tracer(TorchFunctionMode):
             UnsupportedOp: there is no rule.
         """
         tensors = tensor_arguments((args, kwargs))
-        for value in {id(value) for value in tensors}:
-            self.trace.reads[value] = self.trace.reads.get(value, 0) + 1
+        for key in {id(value) for value in tensors}:
+            self.trace.reads[key] = self.trace.reads.get(key, 0) + 1
         if rule is None and not any(self.is_activation(value) for value in tensors):
             for value in tensors:
                 if self.is_traced(value):

@@ -58,7 +58,7 @@ class CostModel:
         self._parameter_rows.freeze()
         self._parameter_names = list(graph.parameters)
         self.base_macs = int(self.macs_of_counts(self._full_counts))
-        self.base_params = round(float(self._parameter_rows.total(self._full_counts[None])[0]))
+        self.base_params = self.params_of_counts(self._full_counts)
 
     def macs_of_counts(self, counts: Sequence[int] | np.ndarray) -> int | np.ndarray:
         """MACs for kept counts.
@@ -80,7 +80,12 @@ class CostModel:
 
     def params(self, keep: KeepSet) -> int:
         """Parameters of the slim network."""
-        return round(float(self._parameter_rows.total(keep.counts.astype(np.float64)[None])[0]))
+        return self.params_of_counts(keep.counts)
+
+    def params_of_counts(self, counts: Sequence[int] | np.ndarray) -> int:
+        """Parameters for kept counts of shape (num_groups,)."""
+        array = np.asarray(counts, dtype=np.float64)
+        return round(float(self._parameter_rows.total(array[None])[0]))
 
     def macs_per_operator(self, keep: KeepSet) -> dict[str, int]:
         """MACs of the slim network for one sample, by operator name."""

@@ -194,6 +194,26 @@ class Evaluator:
         """
         self._prepared.update(outcomes)
 
+    def evaluate_trained(self, candidate: Candidate, network: nn.Module) -> Evaluation:
+        """Accuracy and loss, on the reward split, of a pruned network that was trained further.
+
+        Counted like any other evaluation, and never answered from memory: its weights do not follow
+        from the candidate.
+
+        Args:
+            candidate: what the network keeps, for messages.
+            network: an independent slim network; its batch norms are recalibrated in place.
+
+        Raises:
+            NonFiniteAccuracy: accuracy or loss is NaN or infinite; counted all the same.
+        """
+        with evaluation_mode(network):
+            if self._calibration is not None:
+                recalibrate_on_batches(network, self._calibration)
+            outputs = forward(network, self._inputs)
+        self.num_evaluations += 1
+        return self._score(outputs, self._targets, lambda: f"{_describe(candidate)}, trained")
+
     def measure(self, network: nn.Module, samples: SampleSet) -> Evaluation:
         """Accuracy and loss of any network on any sample set, as it is; neither counted nor cached.
 

@@ -53,6 +53,8 @@ class PruningTask:
             anything is measured or saved; None leaves them as they are.
 
     Attributes:
+        search: as given.
+        criterion: as given.
         sites: one site per group, in graph order.
         scores: importance of each channel by group name, of the unpruned network.
         cost: MACs and parameters of a keep-set.
@@ -89,6 +91,8 @@ class PruningTask:
             )
         self.network = network
         self.graph = graph
+        self.search = search
+        self.criterion = criterion
         self.library = library
         self.sites = tuple(Site(group.name, group.name, group.producers) for group in graph.groups)
         self.scores = score_groups(

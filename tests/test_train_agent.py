@@ -32,6 +32,7 @@ SMALL = (
 )
 NETWORK_KEYS = {
     "reward_accuracy",
+    "reward_loss",
     "test_accuracy",
     "test_accuracy_finetuned",
     "macs",
@@ -99,6 +100,7 @@ def test_a_run_leaves_every_file_of_the_design(train, capsys):
         "figures/search.png",
         "figures/groups.png",
         "figures/tradeoff.png",
+        "report.html",
     } <= files
     summary = json.loads((folder / "summary.json").read_text())
     assert {

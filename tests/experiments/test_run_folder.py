@@ -16,7 +16,13 @@ GOOD = {
     "round_to": 8,
     "num_threads": 2,
     "cache_dir": "cache",
-    "search": {"evaluations": 5, "minutes": None, "max_timesteps": None, "patience": None},
+    "search": {
+        "evaluations": 5,
+        "minutes": None,
+        "max_timesteps": None,
+        "patience": None,
+        "keep": "loss",
+    },
     "vec_env": {"num_envs": 4, "workers": 2},
     "evaluation": {
         "latency": {"batch": 8, "threads": 1, "min_run_time": 0.1, "onnxruntime": "auto"}
@@ -64,6 +70,7 @@ def test_settings_are_read():
     assert settings.latency_seconds == 0.1
     assert settings.latency_onnxruntime is None
     assert settings.round_to == 8
+    assert settings.keep == "loss"
     assert (settings.frozen, settings.attention) == (("conv1", "layer1.*"), "head_dims")
 
 
@@ -75,6 +82,10 @@ def test_settings_are_read():
         ({"seed": True}, r"seed must be a whole number.*got True"),
         ({"frozen": "conv1"}, r"frozen must be a list of names or shell patterns.*got 'conv1'"),
         ({"attention": "tails"}, r"attention must be one of heads, head_dims, none, got 'tails'"),
+        (
+            {"search": {**GOOD["search"], "keep": "macs"}},
+            r"search\.keep must be one of reward, accuracy, loss, got 'macs'",
+        ),
         ({"round_to": 0}, r"round_to must be a whole number, 1 or more, got 0"),
         ({"round_to": 2.0}, r"round_to must be a whole number.*got 2\.0"),
         (

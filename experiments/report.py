@@ -1,0 +1,202 @@
+"""One page about a run, a sweep or a comparison: python -m experiments.report RUN_OR_SWEEP_DIR.
+
+The page is one file without scripts and without anything from elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.command_line import run_command
+from experiments.comparison_results import RIVALS, Comparison, statistics
+from experiments.comparison_table import estimate_cell
+from experiments.report_charts import (
+    fine_tuning,
+    learning_curves,
+    pareto,
+    percent,
+    shown_metric,
+    style_of,
+)
+from experiments.report_runs import ReportRun, as_comparison, find_runs
+from experiments.report_structure import read_structure
+from experiments.run_folder import write_text
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page.
+
+    Args:
+        arguments: of the command line; those of the process by default.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.report",
+        description="Write report.html: one page about a run, a multirun sweep or a comparison.",
+    )
+    parser.add_argument("folder", type=Path, metavar="RUN_OR_SWEEP_DIR")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="instead of report.html there")
+    options = parser.parse_args(arguments)
+    path = options.output or options.folder / "report.html"
+    write_page(find_runs(options.folder), path)
+    print(path)
+    return 0
+
+
+def write_page(runs: Sequence[ReportRun], path: Path) -> None:
+    """Write the page about some runs.
+
+    Args:
+        runs: finished runs of one network.
+        path: HTML file to write.
+
+    Raises:
+        ValueError: the runs are of several networks.
+    """
+    networks = {(run.summary["network"], run.summary["base"]["macs"]) for run in runs}
+    if len(networks) > 1:
+        names = ", ".join(sorted(str(name) for name, _ in networks))
+        raise ValueError(
+            f"The runs are of several networks ({names}); a page is about one. Give the folder of "
+            "the runs of one of them."
+        )
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["percent"] = percent
+    write_text(path, environment.get_template("report.html.jinja").render(page(runs, path)))
+
+
+def page(runs: Sequence[ReportRun], path: Path) -> dict[str, Any]:
+    """All that the template shows.
+
+    Args:
+        runs: finished runs of one network.
+        path: where the page will lie; commands name the runs relative to the working folder.
+    """
+    comparison = as_comparison(runs)
+    labels = comparison.labels
+    _, metric_name = shown_metric(runs)
+    # chosen as a search chooses: by the test split it would be the luckiest, not the best
+    best = max(runs, key=lambda run: run.summary["pruned"]["reward_accuracy"])
+    best_of = {
+        label: max(
+            (run for run in runs if run.label == label),
+            key=lambda run: run.summary["pruned"]["reward_accuracy"],
+        )
+        for label in labels
+    }
+    first = runs[0].summary
+    rivals = [rival for rival in RIVALS if len(labels) > 1 and rival in labels]
+    return {
+        "title": f"{first['network']} on {first['data']}",
+        "subtitle": _subtitle(runs, labels),
+        "base": first["base"],
+        "best": best,
+        "metric_name": metric_name,
+        "seconds": sum(run.summary["search_seconds"] for run in runs),
+        "evaluations": sum(run.summary["evaluations"] for run in runs),
+        "styles": style_of(labels),
+        "tables": [
+            {
+                "budget": budget,
+                "rivals": rivals,
+                "rows": _table(comparison, budget, rivals),
+            }
+            for budget in comparison.budgets
+        ],
+        "curves": [(budget, learning_curves(comparison, budget)) for budget in comparison.budgets],
+        "tuned": [
+            (budget, chart)
+            for budget in comparison.budgets
+            if (chart := fine_tuning(comparison, budget)) is not None
+        ],
+        "pareto": pareto(runs),
+        "structure": read_structure({label: run.folder for label, run in best_of.items()}),
+        "runs": [{"run": run, **_replay(run)} for run in runs],
+        "is_single": len(runs) == 1,
+    }
+
+
+def _subtitle(runs: Sequence[ReportRun], labels: Sequence[str]) -> str:
+    if len(runs) == 1:
+        run = runs[0]
+        return (
+            f"Pruned by {run.summary['agent']} in {run.summary['env']}, seed {run.summary['seed']}"
+        )
+    seeds = len({run.summary["seed"] for run in runs})
+    return (
+        f"{len(labels)} polic{'y' if len(labels) == 1 else 'ies'} or settings, {seeds} "
+        f"seed{'' if seeds == 1 else 's'}, {len(runs)} runs"
+    )
+
+
+def _table(comparison: Comparison, budget: float, rivals: Sequence[str]) -> list[dict[str, Any]]:
+    found = {
+        (row["label"], row["metric"]): row
+        for row in statistics(comparison)
+        if row["budget"] == budget
+    }
+    rows = []
+    for label in comparison.labels:
+        if (label, "test_accuracy") not in found:
+            continue
+
+        def mean(metric: str, label: str = label) -> float:
+            return float(comparison.values(metric, label, budget).mean())
+
+        rows.append(
+            {
+                "label": label,
+                "seeds": found[label, "test_accuracy"]["seeds"],
+                "cells": [
+                    _cell(found.get((label, metric)), metric)
+                    for metric in ("reward_accuracy", "test_accuracy", "test_accuracy_finetuned")
+                ],
+                "relative_macs": mean("relative_macs"),
+                "within": bool(comparison.values("within_budget", label, budget).all()),
+                "evaluations": mean("evaluations"),
+                "seconds": mean("search_seconds"),
+                "over": [found[label, "test_accuracy"].get(f"over_{rival}") for rival in rivals],
+            }
+        )
+    return rows
+
+
+def _cell(row: Mapping[str, Any] | None, metric: str) -> tuple[str, str]:
+    """A value and its interval."""
+    if row is None:
+        return "–", ""
+    value, _, interval = estimate_cell(dict(row), metric).partition("\n")
+    return value, interval
+
+
+def _replay(run: ReportRun) -> dict[str, Any]:
+    """Commands that repeat a run and test its network again."""
+    here = run.folder.resolve()
+    shown = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else run.folder
+    folder = shlex.quote(str(shown))
+    targets = [
+        f" --{section} {run.config[section]['_target_']}"
+        for section in ("network", "data")
+        if not str(run.config[section]["_target_"]).startswith("networks.")
+    ]
+    again = " ".join(shlex.quote(text) for text in run.overrides)
+    return {
+        "test": f"python -m experiments.evaluate_pruned {folder}{''.join(targets)}",
+        "again": f"python train_agent.py {again}" if run.overrides else "",
+        "plan": repr(f"{shown}/plan.json"),
+        "graph": repr(f"{shown}/graph.json"),
+    }
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,200 @@
+"""Runs as the report page sees them: found below a folder, each with a label."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from experiments.comparison_results import (
+    METRICS,
+    Comparison,
+    CurvePoint,
+    RunResult,
+    ending_with,
+    read_curve,
+)
+from experiments.comparison_rows import BOOKKEEPING
+from experiments.run_folder import RunFolder
+
+SEARCHED_BY = ("agent", "encoder")
+DECIDED_IN = ("env", "budget", "reward", "patterns", "encoder", "agent")
+"""Sections of the config that a choice of agent or of environment changes as a whole."""
+
+
+@dataclass(frozen=True)
+class ReportRun:
+    """A finished run.
+
+    Attributes:
+        folder: the run folder.
+        label: what sets it apart from the others; runs that differ in the seed alone share it.
+        summary: its `summary.json`.
+        config: its resolved config.
+        overrides: what was given on its command line, as far as that is known.
+    """
+
+    folder: Path
+    label: str
+    summary: Mapping[str, Any]
+    config: Mapping[str, Any]
+    overrides: tuple[str, ...]
+
+    @property
+    def result(self) -> RunResult:
+        """Its numbers, as a comparison holds them."""
+        summary, pruned = self.summary, self.summary["pruned"]
+        return RunResult(
+            label=self.label,
+            budget=float(summary["budget"]["relative_macs"]),
+            seed=summary["seed"],
+            folder=str(self.folder),
+            evaluations=summary["evaluations"],
+            search_seconds=summary["search_seconds"],
+            relative_macs=pruned["macs"] / summary["base"]["macs"],
+            within_budget=summary["budget"]["met"],
+            **{metric: pruned.get(metric) for metric in METRICS},
+        )
+
+    @property
+    def curve(self) -> list[CurvePoint]:
+        """Best so far within budget, where it improves."""
+        result = self.result
+        metrics = RunFolder(self.folder).metrics
+        return ending_with(read_curve(metrics, self.label, result.budget, result.seed), result)
+
+
+def find_runs(folder: Path) -> tuple[ReportRun, ...]:
+    """The finished runs in a folder: itself, those of a sweep, or those of a comparison.
+
+    Raises:
+        ValueError: there is no finished run.
+    """
+    found = sorted({path.parent for path in (folder, *_below(folder)) if path.name}, key=_order)
+    runs = tuple(
+        open_run(path, RunFolder(path).read_summary()) for path in found if _is_finished(path)
+    )
+    if not runs:
+        raise ValueError(
+            f"{folder} holds no finished run. Give the folder of a run, of a multirun sweep or of "
+            "a comparison; a run is finished when it holds a summary.json."
+        )
+    comparison = folder / "comparison.json"
+    if comparison.is_file():
+        return _labelled_by_comparison(runs, comparison)
+    return _labelled_by_difference(runs)
+
+
+def open_run(folder: Path, summary: Mapping[str, Any]) -> ReportRun:
+    """A run by itself, called by its agent and environment.
+
+    Args:
+        folder: the run folder.
+        summary: its summary, perhaps not written yet.
+    """
+    overrides_file = folder / ".hydra" / "overrides.yaml"
+    overrides: tuple[str, ...] = ()
+    if overrides_file.is_file():
+        from omegaconf import OmegaConf
+
+        overrides = tuple(str(text) for text in OmegaConf.load(overrides_file))
+    return ReportRun(
+        folder=folder,
+        label=f"{summary['agent']} ({summary['env']})",
+        summary=summary,
+        config=RunFolder(folder).read_config(),
+        overrides=overrides,
+    )
+
+
+def as_comparison(runs: Sequence[ReportRun]) -> Comparison:
+    """The runs as a comparison, for its statistics."""
+    first = runs[0].summary
+    about = {
+        "network": first["network"],
+        "data": first["data"],
+        "evaluations": max(run.summary["evaluations"] for run in runs),
+        "base": first["base"],
+        "rows": dict.fromkeys(run.label for run in runs),
+    }
+    curves = [point for run in runs for point in run.curve]
+    return Comparison(about, tuple(run.result for run in runs), tuple(curves))
+
+
+def _below(folder: Path) -> list[Path]:
+    return [folder / "summary.json", *folder.rglob("summary.json")]
+
+
+def _is_finished(folder: Path) -> bool:
+    run = RunFolder(folder)
+    return run.summary.is_file() and run.config.is_file() and run.metrics.is_file()
+
+
+def _order(folder: Path) -> tuple[Any, ...]:
+    """Folders as a person orders them: 2_ppo before 10_ppo."""
+    return tuple(
+        (int(head), part) if head.isdigit() else (-1, part)
+        for part in folder.parts
+        for head in [part.partition("_")[0]]
+    )
+
+
+def _labelled_by_comparison(runs: Sequence[ReportRun], file: Path) -> tuple[ReportRun, ...]:
+    data = json.loads(file.read_text(encoding="utf-8"))
+    rows = {(file.parent / run["folder"]).resolve(): run["label"] for run in data["runs"]}
+    order = list(data["rows"])
+    labelled = [
+        replace(
+            run,
+            label=rows[run.folder.resolve()],
+            overrides=(
+                *data["overrides"], *data["rows"][rows[run.folder.resolve()]],
+                f"seed={run.summary['seed']}",
+            ),
+        )
+        for run in runs
+        if run.folder.resolve() in rows
+    ]  # fmt: skip
+    return tuple(sorted(labelled, key=lambda run: (order.index(run.label), run.summary["seed"])))
+
+
+def _labelled_by_difference(runs: Sequence[ReportRun]) -> tuple[ReportRun, ...]:
+    """Name every run of a sweep by the settings in which the runs differ, the seed left out."""
+    agents = {run.summary["agent"] for run in runs}
+    envs = {run.summary["env"] for run in runs}
+    skipped = {"seed", *BOOKKEEPING}
+    skipped |= set(SEARCHED_BY) if len(agents) > 1 else set()
+    skipped |= set(DECIDED_IN) if len(envs) > 1 else set()
+    leaves = [
+        {
+            key: value
+            for key, value in flat(run.config).items()
+            if key.split(".")[0] not in skipped and not key.endswith("seed")
+        }
+        for run in runs
+    ]
+    keys = [
+        key
+        for key in dict.fromkeys(key for leaf in leaves for key in leaf)
+        if len({repr(leaf.get(key)) for leaf in leaves}) > 1
+    ]
+    labelled = []
+    for run, leaf in zip(runs, leaves, strict=True):
+        names = [run.summary["agent"]] if len(agents) > 1 or not keys else []
+        names += [f"({run.summary['env']})"] if len(envs) > 1 or not keys else []
+        names += [f"{key.split('.')[-1]} {leaf.get(key, '–')}" for key in keys]
+        labelled.append(replace(run, label=" ".join(names)))
+    return tuple(labelled)
+
+
+def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of a config with dotted keys."""
+    leaves: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
