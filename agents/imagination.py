@@ -119,14 +119,14 @@ class ImaginationStrategy:
 
     def _select(self, actions: np.ndarray) -> list[np.ndarray]:
         """From each share of the draws the most promising plan that was not measured yet."""
-        plans = self._imagined.preview(actions, rounded=True)
-        worth = self._worth(plans)
+        worth = self._worth(self._imagined.preview(actions, rounded=False))
         known = {plan.tobytes() for plan in self._plans}
         selected = []
         for share in np.array_split(np.arange(len(actions)), self.plans_per_round):
             for index in share[np.argsort(-worth[share], kind="stable")]:
-                if plans[index].tobytes() not in known:
-                    known.add(plans[index].tobytes())
+                plan = self._imagined.preview(actions[[index]], rounded=True).tobytes()
+                if plan not in known:
+                    known.add(plan)
                     selected.append(actions[index])
                     break
         return selected or [actions[0]]  # all are known: a step that costs no evaluation
@@ -212,7 +212,7 @@ class ImaginationAgent(EvolutionAgent):
         self._policy_class = policy
         self._policy_kwargs = dict(policy_kwargs or {})
         self._model = model
-        self._ppo_settings = {
+        self._ppo_settings: dict[str, Any] = {
             "batch_size": imagined_plans,
             "n_epochs": n_epochs,
             "learning_rate": learning_rate,
@@ -221,7 +221,7 @@ class ImaginationAgent(EvolutionAgent):
             "clip_range": clip_range,
             "device": device,
         }
-        self._strategy_settings = {
+        self._strategy_settings: dict[str, Any] = {
             "warm_up": warm_up,
             "plans_per_round": plans_per_round,
             "updates": updates,

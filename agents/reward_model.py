@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -51,10 +51,8 @@ class GaussianProcess:
         low, middle, high = np.quantile(rewards, (0.25, 0.5, 0.75))
         targets = np.maximum(rewards, middle - self.floor * max(high - low, 1e-6))
         kernel = (
-            ConstantKernel(1.0) * RBF(np.sqrt(plans.shape[1]), (0.5, 100.0))
-            + ConstantKernel(0.1) * DotProduct(1.0)
-            + WhiteKernel(0.1, (1e-3, 1.0))
-        )
+            _first_kernel(plans.shape[1]) if self._process is None else self._process.kernel_
+        )  # the last answer is a good first guess
         self._process = GaussianProcessRegressor(kernel, normalize_y=True)
         with warnings.catch_warnings():  # a length scale at its bound is an answer
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -68,3 +66,9 @@ class GaussianProcess:
 
     def _standardised(self, inputs: np.ndarray) -> np.ndarray:
         return (inputs - self._centre) / self._scale
+
+
+def _first_kernel(num_sites: int) -> Any:
+    """A linear trend, a smooth deviation from it, and noise."""
+    smooth = ConstantKernel(1.0) * RBF(np.sqrt(num_sites), (0.5, 100.0))
+    return smooth + ConstantKernel(0.1) * DotProduct(1.0) + WhiteKernel(0.1, (1e-3, 1.0))
