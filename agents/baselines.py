@@ -121,6 +121,8 @@ class ScriptedAgent:
         callbacks.on_training_start(locals(), globals())
         callbacks.on_rollout_start()
         while self.num_timesteps < self._total_timesteps and num_episodes != self.max_episodes:
+            if not self._has_next(env):
+                break
             action = self._choose(env, self.rng)
             new_obs, rewards, dones, infos = env.step(action[None])
             self.num_timesteps += 1
@@ -189,6 +191,10 @@ class ScriptedAgent:
         agent.rng.bit_generator.state = state["rng"]
         agent._remember(state["memory"])
         return agent
+
+    def _has_next(self, env: VecEnv) -> bool:
+        """Whether there is something left to try; asked before every step."""
+        return True
 
     def _take_in(self, action: np.ndarray, reward: float, done: bool) -> None:
         """Learn from one step; agents that only follow a rule do not."""

@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 
 from envs.actions import Action
-from envs.budgets import Budget
+from envs.budgets import Budget, Limits
 from envs.episodes import Episode
 from envs.observations import Observation
 from envs.problem import Assignment, CostMeter, Problem, State, nonzero_macs
@@ -225,6 +225,16 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         for name in ratios:
             self.task.graph.group(name)
         return self._problem.actions.encode(self._problem, self._state, ratios)
+
+    @property
+    def limits(self) -> Limits:
+        """The budget in MACs of this network."""
+        return self._problem.limits
+
+    def largest_ratios(self) -> dict[str, float]:
+        """The largest pruning ratio that an action can give each group, in [0, 1)."""
+        removed = self._problem.actions.removed(self._problem.smallest)
+        return {site.group: float(r) for site, r in zip(self.task.sites, removed, strict=True)}
 
     def uniform_ratios(self) -> dict[str, float]:
         """Nearly equal pruning ratios per group that meet the budget; none without a budget."""

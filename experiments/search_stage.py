@@ -71,6 +71,8 @@ def search(
         make_agent = instantiate(config.agent, _partial_=True, _convert_="all")
         check_agent(make_agent.func, env)
         agent = _build_agent(make_agent, env)
+        if hasattr(agent, "keep_records_in"):  # agents that record more than their own log
+            agent.keep_records_in(run.path)
         stack.enter_context(interruption.listening())
         patience = Patience(env, settings.patience)
         result = run_search(
