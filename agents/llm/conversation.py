@@ -84,7 +84,7 @@ class Conversation:
             CallLimitReached: the cap on calls.
             ProviderError: no answer, or none that follows the schema.
         """
-        messages = (
+        messages: tuple[Message, ...] = (
             Message("system", read_prompt(self._prompts, role)),
             Message("user", json.dumps(data, indent=1, ensure_ascii=True, allow_nan=False)),
         )
