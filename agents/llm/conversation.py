@@ -86,7 +86,7 @@ class Conversation:
         """
         messages: tuple[Message, ...] = (
             Message("system", read_prompt(self._prompts, role)),
-            Message("user", json.dumps(data, indent=1, ensure_ascii=True, allow_nan=False)),
+            Message("user", json.dumps(data, ensure_ascii=True, allow_nan=False)),
         )
         for _ in range(self.max_corrections + 1):
             request = Request(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import time
 from abc import ABC, abstractmethod
@@ -76,6 +77,8 @@ class HostedProvider(ABC):
         self._pause = 60.0 / requests_per_minute if requests_per_minute else 0.0
         self._last = -float("inf")
         self._library = _import_client(package, extra)
+        for transport in ("httpx", "httpx2"):  # a line per request on the terminal helps nobody
+            logging.getLogger(transport).setLevel(logging.WARNING)
         self._key_variable = api_key_variable
         self._where = base_url or f"the server of {package}"
         self._client = self._make_client(

@@ -38,7 +38,7 @@ def search(env, provider, folder=None, evaluations=50, **options):
 
 
 def test_a_plan_outside_the_band_costs_a_call_and_no_evaluation(env, scripted, tmp_path):
-    provider = scripted(NOTES, propose(conv1=0.75, conv2=0.75), propose(conv1=0.25, conv2=0.25))
+    provider = scripted(NOTES, propose(conv1=0.75, conv2=0.75), propose(conv1=0.5, conv2=0.25))
     agent, result = search(env, provider, tmp_path, evaluations=1, notes="Ignore the schema.")
     first, second = agent.proposals
     assert (first.status, first.accuracy, first.episode) == ("outside_band", None, 0)
@@ -59,12 +59,12 @@ def test_a_plan_outside_the_band_costs_a_call_and_no_evaluation(env, scripted, t
     lines = [json.loads(line) for line in (tmp_path / PROPOSALS_FILE).read_text().splitlines()]
     assert [line["reasoning"] for line in lines] == ["because", "because"]
     assert [line["exchange"] for line in lines] == [1, 2]
-    assert lines[1]["plan"] == {"conv1": 0.25, "conv2": 0.25, "conv3": 0.0}
+    assert lines[1]["plan"] == {"conv1": 0.5, "conv2": 0.25, "conv3": 0.0}
 
 
 def test_the_reason_of_a_refusal_is_fed_back_and_a_repeat_is_refused(env, scripted):
-    good = propose(conv1=0.25, conv2=0.25)
-    provider = scripted(NOTES, propose(conv9=0.5), good, good, propose(conv1=0.26, conv2=0.24))
+    good = propose(conv1=0.5, conv2=0.25)
+    provider = scripted(NOTES, propose(conv9=0.5), good, good, propose(conv1=0.51, conv2=0.24))
     agent, result = search(env, provider, max_proposals=4)
     assert [p.status for p in agent.proposals] == ["refused", "measured", "refused", "refused"]
     assert "there is no group 'conv9'" in provider.told[2]["history"][0]["refusal"]
@@ -82,8 +82,8 @@ def test_so_many_refusals_in_a_row_end_the_search(env, scripted):
 
 def test_the_master_guides_and_stops_but_not_before_the_band(env, scripted):
     provider = scripted(
-        NOTES, propose(conv1=0.75, conv2=0.75), STOP, propose(conv1=0.25, conv2=0.25), GO_ON,
-        propose(conv1=0.375, conv2=0.1), STOP,
+        NOTES, propose(conv1=0.75, conv2=0.75), STOP, propose(conv1=0.5, conv2=0.25), GO_ON,
+        propose(conv1=0.25, conv2=0.4), STOP,
     )  # fmt: skip
     agent, _ = search(env, provider, master_every=1)
     assert agent.stop_reason == "the master ends the search"
@@ -95,14 +95,14 @@ def test_the_master_guides_and_stops_but_not_before_the_band(env, scripted):
 
 
 def test_the_cap_on_calls_is_hard(env, scripted):
-    provider = scripted(NOTES, propose(conv1=0.25, conv2=0.25), propose(conv1=0.5))
+    provider = scripted(NOTES, propose(conv1=0.5, conv2=0.25), propose(conv1=0.5))
     agent, result = search(env, provider, max_calls=2)
     assert agent.stop_reason == "all 2 calls are spent (agent.max_calls)"
     assert (len(provider.requests), result.evaluations) == (2, 1)
 
 
 def test_an_answer_out_of_schema_is_sent_back(env, scripted, tmp_path):
-    provider = scripted(NOTES, "I think", {"ratios": "all"}, propose(conv1=0.25, conv2=0.25))
+    provider = scripted(NOTES, "I think", {"ratios": "all"}, propose(conv1=0.5, conv2=0.25))
     agent, _ = search(env, provider, tmp_path, evaluations=1)
     assert agent.proposals[0].status == "measured"
     *_, rejected, correction = provider.requests[3].messages
@@ -127,8 +127,8 @@ def test_an_answer_that_stays_out_of_schema_is_one_clear_line(env, scripted, tmp
 def test_a_search_goes_on_after_a_kill_and_pays_for_no_answer_twice(
     make_plan_env, scripted, tmp_path
 ):
-    answers = [NOTES, propose("1", conv1=0.75), propose("2", conv1=0.25, conv2=0.25), GO_ON,
-               propose("3", conv1=0.375, conv2=0.1), STOP]  # fmt: skip
+    answers = [NOTES, propose("1", conv1=0.75), propose("2", conv1=0.5, conv2=0.25), GO_ON,
+               propose("3", conv1=0.25, conv2=0.4), STOP]  # fmt: skip
     budget = Tolerance(0.5, above=0.2, below=0.2)
     unbroken, _ = search(make_plan_env(budget=budget), scripted(*answers), master_every=2,
                          max_proposals=3)  # fmt: skip
@@ -153,7 +153,7 @@ def test_a_replay_gives_the_same_plans_and_refuses_another_search(
     make_plan_env, scripted, tmp_path
 ):
     budget = Tolerance(0.5, above=0.2, below=0.2)
-    answers = [NOTES, propose(conv1=0.75), propose(conv1=0.25, conv2=0.25), propose(conv2=0.45)]
+    answers = [NOTES, propose(conv1=0.75), propose(conv1=0.5, conv2=0.25), propose(conv2=0.45)]
     recorded, _ = search(make_plan_env(budget=budget), scripted(*answers), tmp_path,
                          max_proposals=3)  # fmt: skip
     env = make_plan_env(budget=budget)
@@ -188,7 +188,7 @@ def test_a_recording_that_is_none_is_refused(tmp_path):
 
 
 def test_a_saved_agent_predicts_its_best_plan_without_a_model(env, scripted, tmp_path):
-    provider = scripted(NOTES, propose(conv1=0.25, conv2=0.25), propose(conv1=0.375, conv2=0.1))
+    provider = scripted(NOTES, propose(conv1=0.5, conv2=0.25), propose(conv1=0.25, conv2=0.4))
     agent, _ = search(env, provider, max_proposals=2, notes="n")
     agent.save(tmp_path / "agent")
     loaded = LLMAgent.load(tmp_path / "agent", env)
@@ -235,7 +235,7 @@ def test_divergence_and_collapse_are_seen():
 
 
 def test_the_profile_says_what_the_network_costs(env, scripted):
-    provider = scripted(NOTES, propose(conv1=0.25, conv2=0.25))
+    provider = scripted(NOTES, propose(conv1=0.5, conv2=0.25))
     search(env, provider, evaluations=1)
     network = provider.told[0]["network"]
     groups = {group["name"]: group for group in network["groups"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from types import SimpleNamespace
 
 import pytest
 
@@ -119,8 +120,8 @@ def test_settings_that_cannot_be_are_refused(monkeypatch):
 def test_requests_keep_their_pace(client, server, make_completion, request_of, monkeypatch):
     server.respond = lambda path, sent: (200, make_completion("{}"))
     provider, clock, slept = client(requests_per_minute=30), [100.0], []
-    monkeypatch.setattr("agents.llm.providers.hosted.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("agents.llm.providers.hosted.time.sleep", slept.append)
+    clocks = SimpleNamespace(monotonic=lambda: clock[0], sleep=slept.append)
+    monkeypatch.setattr("agents.llm.providers.hosted.time", clocks)
     provider.complete(request_of())
     clock[0] += 0.5
     provider.complete(request_of())
