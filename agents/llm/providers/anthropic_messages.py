@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -18,16 +17,15 @@ class AnthropicMessages(HostedProvider):
         name: name of the model.
         base_url: address of the server; None for Anthropic's own.
         max_tokens: most tokens of an answer, at least 1.
-        api_key_variable: environment variable that holds the key; with `base_url` it may be unset.
-        timeout: seconds that a try may take, above 0.
-        max_retries: further tries after the first, at least 0.
-        requests_per_minute: most requests a minute, above 0; None for no limit.
-        prices: {"input": ..., "output": ...} per million tokens; None for unknown.
-        options: further fields of every request, such as temperature.
+        settings: the others of `HostedProvider`.
 
     Raises:
         ValueError: a setting is out of range, the package or the key is missing.
     """
+
+    package = "anthropic"
+    extra = "anthropic"
+    usual_key_variable = "ANTHROPIC_API_KEY"
 
     def __init__(
         self,
@@ -35,28 +33,12 @@ class AnthropicMessages(HostedProvider):
         base_url: str | None = None,
         *,
         max_tokens: int = 4096,
-        api_key_variable: str = "ANTHROPIC_API_KEY",
-        timeout: float = 120.0,
-        max_retries: int = 3,
-        requests_per_minute: float | None = None,
-        prices: Mapping[str, float] | None = None,
-        options: Mapping[str, Any] | None = None,
+        **settings: Any,
     ) -> None:
         if max_tokens < 1:
             raise ValueError(f"llm.max_tokens={max_tokens}: wanted is a whole number >= 1.")
         self.max_tokens = max_tokens
-        super().__init__(
-            package="anthropic",
-            extra="anthropic",
-            name=name,
-            base_url=base_url,
-            api_key_variable=api_key_variable,
-            timeout=timeout,
-            max_retries=max_retries,
-            requests_per_minute=requests_per_minute,
-            prices=prices,
-            options=options,
-        )
+        super().__init__(name, base_url, **settings)
 
     def _make_client(self, **settings: Any) -> Any:
         return self._library.Anthropic(**settings)

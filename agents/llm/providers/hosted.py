@@ -24,11 +24,10 @@ class HostedProvider(ABC):
     growing pauses, and waits as long as the server asks for.
 
     Args:
-        package: the client library.
-        extra: the extra of Topiary that installs it.
         name: name of the model on the server.
-        base_url: address of the server, None for the vendor's own.
-        api_key_variable: environment variable that holds the key; never written anywhere.
+        base_url: address of the server; None for the vendor's own.
+        api_key_variable: environment variable that holds the key, which is never written anywhere;
+            it may be unset with `base_url`. None for the vendor's usual one.
         timeout: seconds that a try may take, above 0.
         max_retries: further tries after the first, at least 0.
         requests_per_minute: most requests a minute, above 0; None for no limit.
@@ -39,19 +38,25 @@ class HostedProvider(ABC):
         ValueError: a setting is out of range, the package or the key is missing.
     """
 
+    package: str
+    """The client library."""
+
+    extra: str
+    """The extra of Topiary that installs it."""
+
+    usual_key_variable: str
+
     def __init__(
         self,
+        name: str | None = None,
+        base_url: str | None = None,
         *,
-        package: str,
-        extra: str,
-        name: str | None,
-        base_url: str | None,
-        api_key_variable: str,
-        timeout: float,
-        max_retries: int,
-        requests_per_minute: float | None,
-        prices: Mapping[str, float] | None,
-        options: Mapping[str, Any] | None,
+        api_key_variable: str | None = None,
+        timeout: float = 120.0,
+        max_retries: int = 3,
+        requests_per_minute: float | None = None,
+        prices: Mapping[str, float] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         if not name:
             raise ValueError("No model is named. Set llm.name to its name on the server.")
@@ -76,13 +81,13 @@ class HostedProvider(ABC):
         self._prices = prices
         self._pause = 60.0 / requests_per_minute if requests_per_minute else 0.0
         self._last = -float("inf")
-        self._library = _import_client(package, extra)
+        self._library = _import_client(self.package, self.extra)
         for transport in ("httpx", "httpx2"):  # a line per request on the terminal helps nobody
             logging.getLogger(transport).setLevel(logging.WARNING)
-        self._key_variable = api_key_variable
-        self._where = base_url or f"the server of {package}"
+        self._key_variable = api_key_variable or self.usual_key_variable
+        self._where = base_url or f"the server of {self.package}"
         self._client = self._make_client(
-            api_key=_read_key(api_key_variable, base_url),
+            api_key=_read_key(self._key_variable, base_url),
             base_url=base_url,
             timeout=timeout,
             max_retries=max_retries,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -21,16 +20,15 @@ class OpenAICompatible(HostedProvider):
         response_format: "json_schema" where the server holds the model to the schema,
             "json_object" where it knows JSON alone, "text" where it knows neither; the answer is
             validated here in any case.
-        api_key_variable: environment variable that holds the key; with `base_url` it may be unset.
-        timeout: seconds that a try may take, above 0.
-        max_retries: further tries after the first, at least 0.
-        requests_per_minute: most requests a minute, above 0; None for no limit.
-        prices: {"input": ..., "output": ...} per million tokens; None for unknown.
-        options: further fields of every request, such as temperature.
+        settings: the others of `HostedProvider`.
 
     Raises:
         ValueError: a setting is out of range, the package or the key is missing.
     """
+
+    package = "openai"
+    extra = "llm"
+    usual_key_variable = "OPENAI_API_KEY"
 
     def __init__(
         self,
@@ -38,12 +36,7 @@ class OpenAICompatible(HostedProvider):
         base_url: str | None = None,
         *,
         response_format: str = "json_schema",
-        api_key_variable: str = "OPENAI_API_KEY",
-        timeout: float = 120.0,
-        max_retries: int = 3,
-        requests_per_minute: float | None = None,
-        prices: Mapping[str, float] | None = None,
-        options: Mapping[str, Any] | None = None,
+        **settings: Any,
     ) -> None:
         if response_format not in RESPONSE_FORMATS:
             raise ValueError(
@@ -51,18 +44,7 @@ class OpenAICompatible(HostedProvider):
                 f"{', '.join(RESPONSE_FORMATS)}."
             )
         self.response_format = response_format
-        super().__init__(
-            package="openai",
-            extra="llm",
-            name=name,
-            base_url=base_url,
-            api_key_variable=api_key_variable,
-            timeout=timeout,
-            max_retries=max_retries,
-            requests_per_minute=requests_per_minute,
-            prices=prices,
-            options=options,
-        )
+        super().__init__(name, base_url, **settings)
 
     def _make_client(self, **settings: Any) -> Any:
         return self._library.OpenAI(**settings)
