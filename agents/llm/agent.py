@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -138,6 +139,13 @@ class LLMAgent(WholePlanAgent):
         if self._conversation is not None:
             self._conversation.open_log(folder / EXCHANGES_FILE)
 
+    def learn(self, total_timesteps: int, *arguments: Any, **options: Any) -> Any:
+        """Search as every other agent does, and say what the model was asked and what it cost."""
+        learned = super().learn(total_timesteps, *arguments, **options)
+        if self._conversation is not None:
+            log.info("The language model: %s", self._conversation.usage)
+        return learned
+
     def _has_next(self, env: VecEnv) -> bool:
         try:
             self.stop_reason = self._think(env)
@@ -235,8 +243,8 @@ class LLMAgent(WholePlanAgent):
                 relative_macs=record.relative_macs,
                 error_percent=0.0 if record.met else 100.0 * (record.relative_macs / edge - 1.0),
                 accuracy=record.accuracy,
-                loss=record.loss,
-                score=record.score,
+                loss=_number(record.loss),
+                score=_number(record.score),
             )
         )
 
@@ -267,7 +275,7 @@ class LLMAgent(WholePlanAgent):
         return self._roles
 
     def _how_to_go_on(self) -> str:
-        if self._folder is None or self._conversation is None:
+        if self._folder is None or self._conversation is None or not self._conversation.num_calls:
             return ""
         return (
             f" {self._conversation.num_calls} answers are kept in {self._folder / EXCHANGES_FILE}: "
@@ -301,3 +309,8 @@ class LLMAgent(WholePlanAgent):
         self.proposals = [
             Proposal(**{**proposal, "repairs": tuple(proposal["repairs"])}) for proposal in memory
         ]
+
+
+def _number(value: float | None) -> float | None:
+    """The value, unless it is none: JSON knows neither infinity nor "not a number"."""
+    return value if value is not None and math.isfinite(value) else None

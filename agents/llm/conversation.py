@@ -58,9 +58,19 @@ class Conversation:
         self.max_calls = max_calls
         self.max_corrections = max_corrections
         self.num_calls = 0
+        self._replies: list[Reply] = []
         self._prompts = prompts
         self._log = ExchangeLog(None)
         read_prompt(prompts, "analysis")  # refuses an unknown version before anything costs time
+
+    @property
+    def usage(self) -> str:
+        """Calls, tokens and cost so far, in words; what servers do not say counts as nothing."""
+        read = sum(reply.input_tokens or 0 for reply in self._replies)
+        written = sum(reply.output_tokens or 0 for reply in self._replies)
+        costs = [reply.cost for reply in self._replies if reply.cost is not None]
+        cost = f", cost {sum(costs):.4f}" if costs else ""
+        return f"{self.num_calls} calls, {read:,} tokens read, {written:,} written{cost}"
 
     def open_log(self, path: Path) -> None:
         """Record in this file from now on, and answer from what it holds already."""
@@ -118,9 +128,12 @@ class Conversation:
         if self.num_calls >= self.max_calls:
             raise CallLimitReached
         known = self._log.known(self.provider.name, request)
-        if known is not None:
-            self.num_calls += 1
-            return known.answer()
+        reply = self._ask_provider(request) if known is None else known.answer()
+        self.num_calls += 1
+        self._replies.append(reply)
+        return reply
+
+    def _ask_provider(self, request: Request) -> Reply:
         started = time.monotonic()
         try:
             reply = self.provider.complete(request)
@@ -128,7 +141,6 @@ class Conversation:
             self._record(request, Reply("", model=self.provider.name), str(error), started)
             raise
         self._record(request, reply, None, started)
-        self.num_calls += 1
         return reply
 
     def _record(self, request: Request, reply: Reply, error: str | None, started: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,8 +38,8 @@ class Proposal:
         error_percent: how far they lie outside the band, in percent of its nearest edge, above 0
             for too many; 0 inside.
         accuracy: on the reward split; None when not measured.
-        loss: on the reward split; None when not measured.
-        score: reward of the episode; None when refused.
+        loss: on the reward split; None when not measured, or not a number.
+        score: reward of the episode; None when refused, or not a number.
     """
 
     number: int
@@ -80,7 +81,11 @@ class Proposal:
 def best_of(proposals: Sequence[Proposal]) -> Proposal | None:
     """The measured proposal of the highest reward, the first of equals."""
     measured = [proposal for proposal in proposals if proposal.status == MEASURED]
-    return max(measured, key=lambda p: p.score or 0.0) if measured else None
+    return max(measured, key=_score) if measured else None
+
+
+def _score(proposal: Proposal) -> float:
+    return -math.inf if proposal.score is None else proposal.score
 
 
 def shown_history(proposals: Sequence[Proposal], length: int) -> list[dict[str, Any]]:

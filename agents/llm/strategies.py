@@ -93,12 +93,10 @@ class RatioStrategies:
             [(entry.group, _ratio(entry.group, entry.ratio, repairs)) for entry in proposal.ratios],
             repairs,
         )
-        rest = _rest(
-            self._groups,
-            _ratio("default_ratio", proposal.default_ratio, repairs),
-            proposal.start_from,
-            earlier,
-        )
+        default = 0.0
+        if proposal.start_from is None:
+            default = _ratio("default_ratio", proposal.default_ratio, repairs)
+        rest = _rest(self._groups, default, proposal.start_from, earlier)
         values = {
             group.name: self._round(
                 group, asked.get(group.name, rest[group.name]), proposal.round_to, repairs
@@ -169,7 +167,9 @@ class PatternStrategies:
         repairs: list[str] = []
         entries = [(e.group, self._pattern(e.pattern, repairs)) for e in proposal.patterns]
         asked = assign(self._groups, entries, repairs)
-        default = self._pattern(proposal.default_pattern, repairs)
+        default = self._names[0]
+        if proposal.start_from is None:
+            default = self._pattern(proposal.default_pattern, repairs)
         rest = _rest(self._groups, default, proposal.start_from, earlier)
         values = {}
         for group, valid in zip(self._groups, self._task.valid, strict=True):

@@ -12,7 +12,9 @@ from agents.llm.exchanges import EXCHANGES_FILE, ReplayProvider, read_exchanges
 from agents.llm.proposals import PROPOSALS_FILE, Proposal, progress
 from agents.llm.provider import ProviderError
 from agents.search import run_search
+from envs.actions import PatternAction
 from envs.budgets import Project, Tolerance
+from pruning.evaluation import Evaluation
 
 NOTES = {"summary": "s", "sensitive_groups": [], "robust_groups": [], "advice": "a"}
 GO_ON = {"reasoning": "", "decision": "continue", "guidance": "try conv2"}
@@ -94,11 +96,13 @@ def test_the_master_guides_and_stops_but_not_before_the_band(env, scripted):
     assert len(agent.proposals) == 3
 
 
-def test_the_cap_on_calls_is_hard(env, scripted):
+def test_the_cap_on_calls_is_hard_and_what_was_paid_is_said(env, scripted, caplog):
+    caplog.set_level("INFO")
     provider = scripted(NOTES, propose(conv1=0.5, conv2=0.25), propose(conv1=0.5))
     agent, result = search(env, provider, max_calls=2)
     assert agent.stop_reason == "all 2 calls are spent (agent.max_calls)"
     assert (len(provider.requests), result.evaluations) == (2, 1)
+    assert "The language model: 2 calls, 20 tokens read, 10 written, cost 0.5000" in caplog.messages
 
 
 def test_an_answer_out_of_schema_is_sent_back(env, scripted, tmp_path):
@@ -252,3 +256,35 @@ def test_the_profile_says_what_the_network_costs(env, scripted):
     scores = np.sort(env.task.scores["conv2"])
     assert held["50%"] == round(float(scores[:6].sum() / scores.sum()), 3)
     assert held["25%"] < 0.25 < held["75%"] < 0.75
+
+
+def test_a_search_among_patterns(make_plan_env, scripted, tmp_path):
+    specs = [{"family": "channel", "ratio": 0.25}, {"family": "channel", "ratio": 0.5}]
+    budget = Tolerance(0.5, above=0.2, below=0.2)
+    env = make_plan_env(specs=specs, action=PatternAction(), budget=budget)
+    dense, quarter, half = env.task.library.names
+    entries = [{"group": "conv2", "pattern": quarter}, {"group": "conv3", "pattern": quarter}]
+    provider = scripted(
+        NOTES,
+        {"reasoning": "", "default_pattern": dense, "patterns": []},
+        {"reasoning": "", "default_pattern": half, "patterns": entries},
+        {"reasoning": "", "start_from": 1, "patterns": [{"group": "conv3", "pattern": dense}]},
+    )
+    agent, _ = search(env, provider, max_proposals=3)
+    assert [p.status for p in agent.proposals] == ["outside_band", "measured", "measured"]
+    assert agent.proposals[2].plan == {"conv1": half, "conv2": quarter, "conv3": dense}
+    assert provider.told[1]["strategies"]["patterns"][2]["channel_ratio"] == 0.5
+    agent.save(tmp_path / "agent")
+    observation, _ = env.reset()
+    action, _ = LLMAgent.load(tmp_path / "agent", env).predict(observation)
+    env.step(action)
+    assert env.history[-1] == env.best
+
+
+def test_a_loss_that_is_no_number_is_recorded_as_none(env, scripted, tmp_path, monkeypatch):
+    hopeless = Evaluation(0.1, float("nan"), 30)
+    monkeypatch.setattr(env.task.evaluator, "evaluate", lambda *args, **kwargs: hopeless)
+    provider = scripted(NOTES, propose(conv1=0.5, conv2=0.25))
+    search(env, provider, tmp_path, max_proposals=1)
+    (line,) = (tmp_path / PROPOSALS_FILE).read_text().splitlines()
+    assert (json.loads(line)["loss"], json.loads(line)["accuracy"]) == (None, 0.1)
