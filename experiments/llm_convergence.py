@@ -146,6 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.proposals < 1:
         raise ValueError(f"--proposals must be 1 or more, got {options.proposals}.")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("agents").setLevel(logging.WARNING)  # a line per search helps nobody
     config = _config(["env=ratios", *options.overrides])
     methods = {**METHODS, **_language_model(config, options.overrides)}
     cases = []

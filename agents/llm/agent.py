@@ -143,7 +143,7 @@ class LLMAgent(WholePlanAgent):
         """Search as every other agent does, and say what the model was asked and what it cost."""
         learned = super().learn(total_timesteps, *arguments, **options)
         if self._conversation is not None:
-            log.info("The language model: %s", self._conversation.usage)
+            log.info("%s: %s", self._conversation.provider.name, self._conversation.usage)
         return learned
 
     def _has_next(self, env: VecEnv) -> bool:

@@ -102,7 +102,7 @@ def test_the_cap_on_calls_is_hard_and_what_was_paid_is_said(env, scripted, caplo
     agent, result = search(env, provider, max_calls=2)
     assert agent.stop_reason == "all 2 calls are spent (agent.max_calls)"
     assert (len(provider.requests), result.evaluations) == (2, 1)
-    assert "The language model: 2 calls, 20 tokens read, 10 written, cost 0.5000" in caplog.messages
+    assert "scripted: 2 calls, 20 tokens read, 10 written, cost 0.5000" in caplog.messages
 
 
 def test_an_answer_out_of_schema_is_sent_back(env, scripted, tmp_path):
