@@ -159,7 +159,7 @@ class GridAgent(RatioSearchAgent):
         self,
         env: Any,
         *,
-        num_ratios: int = 10,
+        num_ratios: int = 50,
         policy: Any = None,
         seed: int | None = None,
         verbose: int = 0,

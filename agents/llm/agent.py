@@ -260,15 +260,16 @@ class LLMAgent(WholePlanAgent):
             pruning_env = self.pruning_env(env)
             task, limits = pruning_env.task, pruning_env.limits
             largest = pruning_env.largest_ratios()
+            strategies: Strategies = (
+                RatioStrategies(task, largest)
+                if isinstance(env.action_space, spaces.Box)
+                else PatternStrategies(task)
+            )
             self._roles = Roles(
                 conversation=self._conversation,
-                subject=fingerprint(task.graph.groups, limits),
+                subject=fingerprint(task.graph.groups, limits, strategies.describe()["kind"]),
                 network=describe_network(task, limits, largest),
-                strategies=(
-                    RatioStrategies(task, largest)
-                    if isinstance(env.action_space, spaces.Box)
-                    else PatternStrategies(task)
-                ),
+                strategies=strategies,
                 user_notes=self.notes,
                 history_length=self.history_length,
             )

@@ -174,8 +174,8 @@ class ReplayProvider:
         recorded = self._exchanges[self._next]
         if recorded.subject != request.subject:
             raise ProviderError(
-                f"{self._file} was recorded for another network or budget. Give the same network, "
-                f"round_to, env and budget, or change llm.path."
+                f"{self._file} was recorded for another network, budget or kind of plan. Give the "
+                f"same network, round_to, env and budget, or change llm.path."
             )
         if recorded.role != request.role:
             raise ProviderError(

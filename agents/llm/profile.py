@@ -64,10 +64,10 @@ def describe_network(
     }
 
 
-def fingerprint(groups: tuple[Group, ...], limits: Any) -> str:
-    """Short hash of what a search is about: the groups, and the band in MACs."""
+def fingerprint(groups: tuple[Group, ...], limits: Any, kind: str) -> str:
+    """Short hash of what a search is about: the groups, the band in MACs, the kind of plans."""
     about = [[group.name, group.size, group.round_to] for group in groups]
-    text = json.dumps([about, limits.lower, limits.upper, limits.base])
+    text = json.dumps([about, limits.lower, limits.upper, limits.base, kind])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -37,7 +37,7 @@ class Request:
     Attributes:
         role: "profiling", "analysis" or "master".
         prompt: name and version of the prompt, such as "v1/analysis".
-        subject: fingerprint of what the search is about: the network's graph and the band.
+        subject: fingerprint of what the search is about: groups, band and kind of plans.
         messages: the conversation so far, the system prompt first.
         schema_name: name of the schema of the answer.
         schema: the schema of the answer, strict.

@@ -164,7 +164,7 @@ def test_a_replay_gives_the_same_plans_and_refuses_another_search(
     again, _ = search(env, ReplayProvider(tmp_path, strict=True), max_proposals=5)
     assert again.proposals == recorded.proposals
     assert "holds no more than 4 exchanges" in again.stop_reason
-    with pytest.raises(ProviderError, match=r"recorded for another network or budget"):
+    with pytest.raises(ProviderError, match=r"recorded for another network, budget or kind"):
         search(make_plan_env(0.4), ReplayProvider(tmp_path))
     with pytest.raises(
         ProviderError, match=r"Exchange 2 .* answers the analysis role, and the mast"
