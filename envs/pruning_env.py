@@ -13,7 +13,7 @@ import numpy as np
 
 from envs.actions import Action
 from envs.band_reward import BandReward
-from envs.budgets import Budget
+from envs.budgets import Budget, Limits
 from envs.compatibility import check_parts
 from envs.episodes import Episode
 from envs.observations import Observation
@@ -272,6 +272,16 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         for name in ratios:
             self.task.graph.group(name)
         return self._problem.actions.encode(self._problem, self._state, ratios)
+
+    @property
+    def limits(self) -> Limits:
+        """The budget in MACs of this network."""
+        return self._problem.limits
+
+    def largest_ratios(self) -> dict[str, float]:
+        """The largest pruning ratio that an action can give each group, in [0, 1)."""
+        removed = self._problem.actions.removed(self._problem.smallest)
+        return {site.group: float(r) for site, r in zip(self.task.sites, removed, strict=True)}
 
     def uniform_ratios(self) -> dict[str, float]:
         """Nearly equal pruning ratios per group that meet the budget; none without a budget."""
