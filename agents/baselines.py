@@ -207,12 +207,18 @@ class ScriptedAgent:
 
     def _advance(self, env: VecEnv) -> dict[str, Any] | None:
         """Take one step; what SB3's callbacks read of it, or None when there is nothing to try."""
+        if not self._has_next(env):
+            return None
         actions = self._actions(env)
         new_obs, rewards, dones, infos = env.step(actions)
         for action, reward, done, info in zip(actions, rewards, dones, infos, strict=True):
             if "beyond_limit" not in info:
                 self._take_in(action, float(reward), bool(done))
         return {"new_obs": new_obs, "rewards": rewards, "dones": dones, "infos": infos}
+
+    def _has_next(self, env: VecEnv) -> bool:
+        """Whether there is something left to try; asked before every step."""
+        return True
 
     def _take_in(self, action: np.ndarray, reward: float, done: bool) -> None:
         """Learn from one step; agents that only follow a rule do not."""

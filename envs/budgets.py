@@ -1,6 +1,7 @@
 """The budget part: how much may be left, and what happens to actions that would leave more.
 
-`budget.relative_macs` is an upper bound on the cost in every one of them.
+`budget.relative_macs` is an upper bound on the cost in every one of them but `Tolerance`, where it
+is the target inside the band.
 """
 
 from __future__ import annotations
@@ -213,6 +214,51 @@ class Band:
         upper = _reachable(self.relative_macs, self.cost, base, smallest)
         lower = math.ceil((self.relative_macs - 2.0 * self.delta) * base - 1e-6)
         return Limits(max(0, min(lower, upper)), upper, base)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """A target that may be missed by a fraction of it: above by little, below by more.
+
+    The band of AgenticPruner (https://arxiv.org/abs/2601.12272): the error (macs - target) / target
+    is in [-below, above]. A network outside the band is not measured: its cost is analytic and
+    free. So the search is for the shape and for the size of a plan; nothing is scaled.
+
+    Args:
+        relative_macs: the target, as a fraction of the unpruned network's MACs, in (0, 1].
+        above: how much more there may be, as a fraction of the target, in [0, 1).
+        below: how much less there may be, as a fraction of the target, in [0, 1).
+        cost: "macs" of dense hardware, or "nonzero_macs" of the weights that are not masked.
+    """
+
+    relative_macs: float = 0.5
+    above: float = 0.01
+    below: float = 0.05
+    cost: str = "macs"
+
+    name = "tolerance"
+    can_be_missed = True
+    evaluate_outside = False
+    largest_count = _any_count
+    allowed = _any_option
+    fit = _as_wanted
+
+    def __post_init__(self) -> None:
+        _check(self.relative_macs, self.cost)
+        for key in ("above", "below"):
+            tolerance = getattr(self, key)
+            if not 0.0 <= tolerance < 1.0:
+                raise ValueError(
+                    f"A tolerance must be in [0, 1), a fraction of the target, got {tolerance}. "
+                    f"Change budget.{key}."
+                )
+
+    def limits(self, base: int, smallest: int) -> Limits:
+        """The band in MACs."""
+        most = min(1.0, self.relative_macs * (1.0 + self.above))
+        upper = _reachable(most, self.cost, base, smallest)
+        lower = math.ceil(self.relative_macs * (1.0 - self.below) * base - 1e-6)
+        return Limits(min(lower, upper), upper, base)
 
 
 @dataclass(frozen=True)

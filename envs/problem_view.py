@@ -12,6 +12,7 @@ from envs.observations import View
 from envs.problem import Problem, State
 
 if TYPE_CHECKING:
+    from envs.budgets import Limits
     from pruning.task import PruningTask
 
 
@@ -28,6 +29,11 @@ class ProblemView:
     def horizon(self) -> int:
         """Most steps of an episode."""
         return self._problem.horizon
+
+    @property
+    def limits(self) -> Limits:
+        """The budget in MACs of this network."""
+        return self._problem.limits
 
     @property
     def budget_macs(self) -> int:
@@ -74,6 +80,11 @@ class ProblemView:
     def uniform_ratios(self) -> dict[str, float]:
         """Nearly equal pruning ratios per group that meet the budget; none without a budget."""
         return dict(self._problem.actions.uniform(self._problem, self._problem.limits.upper))
+
+    def largest_ratios(self) -> dict[str, float]:
+        """The largest pruning ratio that an action can give each group, in [0, 1)."""
+        removed = self._problem.actions.removed(self._problem.smallest)
+        return {site.group: float(r) for site, r in zip(self.task.sites, removed, strict=True)}
 
     def preview(self, actions: np.ndarray, *, rounded: bool = False) -> np.ndarray:
         """The plans that actions for all sites would lead to; nothing is measured.

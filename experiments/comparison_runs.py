@@ -157,8 +157,8 @@ def _run_apart(job: Job) -> Failure | None:
 
 
 def _work(job: Job) -> None:
-    """What a process of its own does."""
-    with (job.folder / LOG_FILE).open("w", encoding="utf-8") as file:
+    """What a process of its own does; all of its writers append, so none overwrites another."""
+    with (job.folder / LOG_FILE).open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
@@ -172,7 +172,7 @@ def _printing_to(file: Path) -> Iterator[None]:
     """Send what is printed and logged to a file; progress bars, on stderr, stay on the terminal."""
     root = logging.getLogger()
     handlers = list(root.handlers)
-    with file.open("w", encoding="utf-8") as stream, contextlib.redirect_stdout(stream):
+    with file.open("a", encoding="utf-8") as stream, contextlib.redirect_stdout(stream):
         own = logging.StreamHandler(stream)
         own.setFormatter(logging.Formatter("%(message)s"))
         root.handlers = [own]

@@ -90,6 +90,8 @@ def search(
         check_agent(make_agent.func, env)
         make_agent = for_environments(make_agent, settings.num_envs)
         agent = _build_agent(make_agent, stack.enter_context(several(env, settings)))
+        if hasattr(agent, "keep_records_in"):  # agents that record more than their own log
+            agent.keep_records_in(run.path)
         stack.enter_context(interruption.listening())
         patience = Patience(env, settings.patience)
         result = run_search(

@@ -7,9 +7,20 @@ from types import SimpleNamespace
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
+from envs.actions import RatioAction
+from envs.budgets import Tolerance
+from envs.episodes import Whole
+from envs.observations import GraphObservation
+from envs.pruning_env import PruningEnv
+from envs.rewards import LogLikelihoodReward
 from graphs.observation import GraphObservationSpace, Topology
+from graphs.tracing import trace_network
+from networks.data import SampleSet, SearchSplits
+from patterns.library import PatternLibrary
+from pruning.task import PruningTask
 
 
 def chain_topology(num_sites=4, num_patterns=3, *, is_sequential=False, seed=0) -> Topology:
@@ -150,3 +161,45 @@ def make_topology():
 @pytest.fixture
 def make_env():
     return BestPatternEnv
+
+
+class PlainNetwork(torch.nn.Module):
+    """Convolutions 1 -> 8 -> 12 -> 6, then a linear; 6x6 images, 3 classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(1, 8, 3, padding=1)
+        self.conv2 = torch.nn.Conv2d(8, 12, 3, padding=1)
+        self.conv3 = torch.nn.Conv2d(12, 6, 3, padding=1)
+        self.fc = torch.nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.conv1(x))
+        x = torch.relu(self.conv3(torch.relu(self.conv2(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.fixture
+def make_plan_env():
+    """Builds an environment in which one action is a whole plan of a real, small network."""
+
+    def make(relative_macs=0.5, *, specs=(), **parts):
+        torch.manual_seed(0)
+        sets = [SampleSet(torch.rand(n, 1, 6, 6), torch.arange(n) % 3) for n in (9, 9, 30)]
+        network = PlainNetwork().eval()
+        task = PruningTask(
+            network,
+            trace_network(network, torch.zeros(1, 1, 6, 6)),
+            SearchSplits(*sets),
+            library=PatternLibrary.from_specs(specs),
+        )
+        defaults = {
+            "observation": GraphObservation(),
+            "action": RatioAction(0.9),
+            "episode": Whole(max_steps=1),
+            "budget": Tolerance(relative_macs),
+            "reward": LogLikelihoodReward(),
+        }
+        return PruningEnv(task, **{**defaults, **parts})
+
+    return make

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from envs.actions import PatternAction, RatioAction
-from envs.budgets import Band, Limits, Project, Unlimited, Wall
+from envs.budgets import Band, Limits, Project, Tolerance, Unlimited, Wall
 from envs.episodes import Layerwise, Whole
 from envs.observations import GraphObservation
 from envs.rewards import AlphaReward
@@ -207,3 +207,31 @@ def test_without_a_budget_everything_is_within_it(make_env, run_episode):
     assert env.history[-1].met
     assert env.history[-1].reward == pytest.approx(0.5)
     assert env.uniform_ratios() == dict.fromkeys((site.group for site in env.task.sites), 0.0)
+
+
+def test_a_tolerance_is_a_band_around_the_target():
+    limits = Tolerance(0.5, above=0.01, below=0.05).limits(base=1000, smallest=100)
+    assert (limits.lower, limits.upper) == (475, 505)
+    assert limits.met(475)
+    assert limits.met(505)
+    assert not limits.met(474)
+    assert not limits.met(506)
+    assert Tolerance(1.0).limits(base=1000, smallest=100) == Limits(950, 1000, 1000)
+
+
+@pytest.mark.parametrize("key", ["above", "below"])
+def test_a_tolerance_out_of_range_is_refused(key):
+    with pytest.raises(ValueError, match=rf"got 1.0. Change budget.{key}"):
+        Tolerance(0.5, **{key: 1.0})
+
+
+def test_outside_a_tolerance_nothing_is_measured(make_env, run_episode):
+    env = make_env(
+        "AMC-v0", action=RatioAction(0.8), episode=Whole(max_steps=1), budget=Tolerance(0.5)
+    )
+    run_episode(env, [np.full(4, -1.0, np.float32)])
+    assert (env.num_evaluations, env.history[-1].accuracy, env.history[-1].met) == (0, None, False)
+    assert env.largest_ratios() == {
+        group.name: 1.0 - count / group.size
+        for group, count in zip(env.task.graph.groups, (2, 1, 2, 2), strict=True)
+    }

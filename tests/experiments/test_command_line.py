@@ -39,7 +39,7 @@ def test_a_wrong_name_lists_the_choices_and_the_nearest(monkeypatch):
     message = message_of_override("env=autosculp", monkeypatch=monkeypatch)
     assert message == (
         "There is no env 'autosculp'. Did you mean 'autosculpt'? The choices are: allocation, "
-        "amc, autosculpt."
+        "amc, autosculpt, ratios."
     )
 
 

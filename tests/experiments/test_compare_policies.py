@@ -61,7 +61,7 @@ def test_rows_are_names_texts_or_mappings():
     ("entries", "message"),
     [
         ([], "names no row"),
-        (["unifrom"], r"no policy 'unifrom'\. Did you mean 'uniform'\?.*a row of your own"),
+        (["uniforms"], r"no policy 'uniforms'\. Did you mean 'uniform'\?.*a row of your own"),
         (["mine:"], r"'label: agent=NAME key=value \.\.\.', got 'mine:'"),
         (["a b: agent=ppo", "a-b: agent=random"], "would share the folder 'a-b': 'a b' and 'a-b'"),
         (["ppo", "ppo"], "would share the folder 'ppo'"),

@@ -12,7 +12,7 @@ FILES = sorted(CONFIG_FOLDER.rglob("*.yaml"))
 CHOICES = [
     f"{file.parent.relative_to(CONFIG_FOLDER).as_posix()}={file.stem}"
     for file in FILES
-    if file.parent != CONFIG_FOLDER
+    if file.parent not in (CONFIG_FOLDER, CONFIG_FOLDER / "compare")
 ]
 
 
@@ -22,9 +22,18 @@ def conf():
         yield
 
 
-def test_there_is_one_main_config():
-    assert [file.name for file in FILES if file.parent == CONFIG_FOLDER] == ["train_agent.yaml"]
+def test_there_is_one_main_config_and_one_study():
+    names = [file.name for file in FILES if file.parent == CONFIG_FOLDER]
+    assert names == ["compare_policies.yaml", "train_agent.yaml"]
     assert len(CHOICES) > 30
+
+
+def test_the_comparison_has_every_key_of_the_main_job(conf):
+    study, job = compose("compare_policies"), compose("train_agent", overrides=["env=allocation"])
+    assert set(study) == {*job, "compare"}
+    assert set(study.compare.agents) == set(study.compare.policies)
+    assert {key for key in job if study[key] != job[key]} == {"logger", "search"}
+    assert study.search.keep == "accuracy"
 
 
 @pytest.mark.parametrize("choice", CHOICES)
