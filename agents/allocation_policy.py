@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import preprocess_obs
@@ -131,6 +132,28 @@ class AllocationPolicy(MaskedPolicy):
     def log_std(self) -> Tensor:  # type: ignore[override]
         """Log of the standard deviation of each entry of the action, shape (S,)."""
         return self.log_std_init + self.log_std_scale * self.free_log_std
+
+    def centre(self, observation: Any, action: np.ndarray) -> None:
+        """Start anew at an action: its offsets make it the mean, and the deviation is the first.
+
+        Args:
+            observation: one observation, not a batch.
+            action: the new mean, shape (S,).
+
+        Raises:
+            ValueError: there are no offsets.
+        """
+        if self.offset_scale == 0.0:
+            raise ValueError(
+                "Without offsets the mean cannot be chosen. Set agent.policy_kwargs.offset_scale "
+                "above 0."
+            )
+        with torch.no_grad():
+            self.offset.zero_()
+            mean, _ = self._actor_critic(self.obs_to_tensor(observation)[0])
+            self.offset.copy_((torch.as_tensor(action) - mean[0]) / self.offset_scale)
+            self.free_log_std.zero_()
+        self.optimizer.state.clear()
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {

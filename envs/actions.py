@@ -105,6 +105,15 @@ class RatioActions:
         """None: every ratio is allowed."""
         return None
 
+    def preview(self, problem: Problem, actions: np.ndarray, *, rounded: bool) -> np.ndarray:
+        """Kept fractions (batch, S) of a batch of first actions (batch, S)."""
+        start = problem.initial()
+        if rounded:
+            plans = [self.execute(problem, start, action)[0].counts for action in actions]
+            return np.stack(plans) / self._sizes
+        asked = np.stack([1.0 - self._asked(problem, start, action) for action in actions])
+        return problem.budget.relax(problem, asked)
+
     def encode(self, problem: Problem, state: State, ratios: Mapping[str, float]) -> np.ndarray:
         """The given ratios, at most `max_ratio`, as an action for the current step."""
         sites = self._task.sites if state.site is None else (self._task.sites[state.site],)

@@ -17,6 +17,9 @@ from envs.problem import Assignment, Problem
 
 COSTS = ("macs", "nonzero_macs")
 
+RELAXED_STEPS = 20
+"""Bisections of a projection without rounding; the range is a few units of a logarithm."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -84,6 +87,9 @@ class Budget(Protocol):
     def fit(self, problem: Problem, fractions: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """Kept counts (S,) for kept fractions (S,) whose plain rounding is `wanted`."""
 
+    def relax(self, problem: Problem, fractions: np.ndarray) -> np.ndarray:
+        """What `fit` makes of a batch of kept fractions, before rounding, (batch, S)."""
+
 
 def _any_count(self: Budget, problem: Problem, counts: np.ndarray, site: int, wanted: int) -> int:
     """As wanted."""
@@ -102,6 +108,11 @@ def _as_wanted(
     return wanted
 
 
+def _as_asked(self: Budget, problem: Problem, fractions: np.ndarray) -> np.ndarray:
+    """Within what a group can keep."""
+    return np.clip(fractions, problem.smallest.counts / problem.sizes, 1.0)
+
+
 @dataclass(frozen=True)
 class Unlimited:
     """No budget: the reward alone says what compression is worth. `budget=none`."""
@@ -114,6 +125,7 @@ class Unlimited:
     largest_count = _any_count
     allowed = _any_option
     fit = _as_wanted
+    relax = _as_asked
 
     def limits(self, base: int, smallest: int) -> Limits:
         """Everything is within budget."""
@@ -141,6 +153,7 @@ class Wall:
     can_be_missed = False
     evaluate_outside = True
     fit = _as_wanted
+    relax = _as_asked
 
     def __post_init__(self) -> None:
         _check(self.relative_macs, self.cost)
@@ -186,6 +199,7 @@ class Band:
     largest_count = _any_count
     allowed = _any_option
     fit = _as_wanted
+    relax = _as_asked
 
     def __post_init__(self) -> None:
         _check(self.relative_macs, self.cost)
@@ -296,6 +310,21 @@ class Project:
             middle = 0.5 * (low + high)
             low, high = (middle, high) if macs(floor(target(middle))) <= budget else (low, middle)
         return problem.task.cost.top_up(floor(target(low)), target(low), budget)
+
+    def relax(self, problem: Problem, fractions: np.ndarray) -> np.ndarray:
+        """Log kept fractions shifted until fractional channels meet the budget, (batch, S)."""
+        sizes = problem.sizes
+        smallest = problem.smallest.counts / sizes
+        macs, budget = problem.task.cost.macs_of_counts, problem.limits.upper
+        logs = np.log(np.maximum(fractions, 1.0 / (2 * sizes)))
+        low = (np.log(smallest) - logs).min(axis=1, keepdims=True)
+        high = -logs.min(axis=1, keepdims=True)
+        for _ in range(RELAXED_STEPS):
+            middle = 0.5 * (low + high)
+            kept = np.clip(np.exp(logs + middle), smallest, 1.0)
+            fits = np.asarray(macs(kept * sizes))[:, None] <= budget
+            low, high = np.where(fits, middle, low), np.where(fits, high, middle)
+        return np.clip(np.exp(logs + low), smallest, 1.0)
 
 
 def _check(relative_macs: float, cost: str) -> None:

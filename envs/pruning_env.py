@@ -13,11 +13,12 @@ import numpy as np
 
 from envs.actions import Action
 from envs.band_reward import BandReward
-from envs.budgets import Budget, Limits
+from envs.budgets import Budget
 from envs.compatibility import check_parts
 from envs.episodes import Episode
 from envs.observations import Observation
 from envs.problem import Assignment, CostMeter, Problem, State, nonzero_macs
+from envs.problem_view import ProblemView
 from envs.recording import EpisodeLog, EpisodeRecord, EpisodeSink, by_score
 from envs.rendering import draw_bars, write_bars
 from envs.rewards import (
@@ -34,7 +35,7 @@ from pruning.plan import Candidate
 from pruning.task import PruningTask
 
 
-class PruningEnv(gymnasium.Env[Any, Any]):
+class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
     """Decides what to cut from a trained network.
 
     ## Description
@@ -170,21 +171,6 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         """Counted evaluations of the task; all that share the task count together."""
         return self.task.evaluator.num_evaluations
 
-    @property
-    def horizon(self) -> int:
-        """Most steps of an episode."""
-        return self._problem.horizon
-
-    @property
-    def budget_macs(self) -> int:
-        """Most MACs within budget, as the budget counts them."""
-        return self._problem.limits.upper
-
-    @property
-    def smallest_counts(self) -> np.ndarray:
-        """Fewest channels that the actions can leave in each group, int64 (S,)."""
-        return self._problem.smallest.counts.copy()
-
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
@@ -240,52 +226,6 @@ class PruningEnv(gymnasium.Env[Any, Any]):
         other._is_running = False
         other._start_episode()
         return other
-
-    def action_masks(self) -> np.ndarray:
-        """Which choices are allowed now, flat as sb3-contrib's MaskablePPO wants it.
-
-        Returns:
-            bool array of shape (P,) layerwise, (S * P,) in whole episodes.
-
-        Raises:
-            ValueError: actions are ratios, which have no mask.
-        """
-        if self._mask is None:
-            raise ValueError(
-                "Ratio actions have no mask. Set env/action=pattern, or take an agent that needs "
-                "no mask."
-            )
-        return self._mask.ravel().copy()
-
-    def encode_ratios(self, ratios: Mapping[str, float]) -> Any:
-        """The action of the current step that comes closest to pruning by the given ratios.
-
-        Args:
-            ratios: pruning ratio in [0, 1) by group name; groups left out are kept whole.
-
-        Returns:
-            An element of the action space. With patterns, the nearest valid channel pattern.
-
-        Raises:
-            ValueError: a group that the network does not have.
-        """
-        for name in ratios:
-            self.task.graph.group(name)
-        return self._problem.actions.encode(self._problem, self._state, ratios)
-
-    @property
-    def limits(self) -> Limits:
-        """The budget in MACs of this network."""
-        return self._problem.limits
-
-    def largest_ratios(self) -> dict[str, float]:
-        """The largest pruning ratio that an action can give each group, in [0, 1)."""
-        removed = self._problem.actions.removed(self._problem.smallest)
-        return {site.group: float(r) for site, r in zip(self.task.sites, removed, strict=True)}
-
-    def uniform_ratios(self) -> dict[str, float]:
-        """Nearly equal pruning ratios per group that meet the budget; none without a budget."""
-        return dict(self._problem.actions.uniform(self._problem, self._problem.limits.upper))
 
     def measure_counts(self, counts: Sequence[int] | np.ndarray) -> EpisodeRecord:
         """Measure the network with these kept counts: an episode of one exact decision.
@@ -469,9 +409,6 @@ class PruningEnv(gymnasium.Env[Any, Any]):
             for value in (decision.pattern, decision.ratio)
             if value is not None
         )
-
-    def _observe(self) -> Any:
-        return self._view.observe(self._state, self._mask)
 
     def _info(self, terms: Mapping[str, float]) -> dict[str, Any]:
         state, problem = self._state, self._problem
