@@ -74,6 +74,7 @@ def write_report(
         evaluations=found.result.evaluations,
         cache_hits=found.result.cache_hits,
         episodes=len(found.history),
+        replayed_evaluations=found.num_replayed,
         wall_seconds=round(time.monotonic() - started, 3),
         search_seconds=round(found.result.seconds, 3),
         stop_reason=found.result.stop_reason,

@@ -56,6 +56,11 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def journal(self) -> Path:
+        """Every counted evaluation; with it an unfinished run goes on (pruning/journal.py)."""
+        return self.path / "evaluations.jsonl"
+
+    @property
     def summary(self) -> Path:
         """The result; written last, so its presence says that the run is finished."""
         return self.path / "summary.json"
@@ -64,6 +69,17 @@ class RunFolder:
     def figures(self) -> Path:
         """Folder of the PNG figures."""
         return self.path / "figures"
+
+    def forget_results(self, *, evaluations: bool) -> None:
+        """Remove what a search writes anew, so that nothing of an earlier one stays.
+
+        Args:
+            evaluations: whether the journal goes as well.
+        """
+        self.summary.unlink(missing_ok=True)
+        self.metrics.unlink(missing_ok=True)
+        if evaluations:
+            self.journal.unlink(missing_ok=True)
 
     def read_config(self) -> dict[str, Any]:
         """The config of the run as plain data.
@@ -90,7 +106,8 @@ class RunFolder:
         """
         if not self.summary.is_file():
             raise ValueError(
-                f"The run in {self.path} is not finished: it holds no {self.summary.name}."
+                f"The run in {self.path} is not finished: it holds no {self.summary.name}. "
+                "Start the same command again with resume=auto."
             )
         return json.loads(self.summary.read_text(encoding="utf-8"))
 

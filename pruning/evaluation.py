@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,16 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> float:
     return nn.functional.cross_entropy(outputs, targets).item()
 
 
+class Journal(Protocol):
+    """Keeps counted evaluations beyond the end of the process; see `pruning.journal`."""
+
+    def replay(self, candidate: Candidate) -> Evaluation | NonFiniteAccuracy | None:
+        """What was measured before at this point of the search; None when it has to be measured."""
+
+    def record(self, candidate: Candidate, outcome: Evaluation | NonFiniteAccuracy) -> None:
+        """Keep an evaluation that was just measured and counted."""
+
+
 class Evaluator:
     """Measures pruned networks; one object is shared by everything that searches.
 
@@ -93,6 +104,8 @@ class Evaluator:
     Attributes:
         num_evaluations: candidates measured so far, the unit in which search is paid.
         num_cache_hits: candidates answered from memory so far.
+        journal: what counted evaluations are written to, and answered from when a search is
+            resumed; an answer is counted like the measurement it stands for. None keeps none.
 
     Raises:
         ValueError: an empty split, or a batch size that is too small.
@@ -126,6 +139,7 @@ class Evaluator:
         self.loss: Metric = loss if loss is not None else cross_entropy
         self.num_evaluations = 0
         self.num_cache_hits = 0
+        self.journal: Journal | None = None
         self._known: dict[Candidate, Evaluation | NonFiniteAccuracy] = {}
         self._inputs, self._targets = self._load(reward, "reward")
         if channels_last and self._inputs[0].dim() == 4 and not self._runs_on(self._inputs[0][:2]):
@@ -153,17 +167,17 @@ class Evaluator:
             if isinstance(known, NonFiniteAccuracy):
                 raise NonFiniteAccuracy(*known.args)
             return replace(known, cached=True)
-        outputs = self._outputs_of(candidate, overlay)
+        replayed = None if self.journal is None else self.journal.replay(candidate)
+        outcome = self._measured(candidate, overlay) if replayed is None else replayed
         self.num_evaluations += 1
         if self.num_evaluations % RELEASE_EVERY == 0:
             release_freed_memory()
-        try:
-            evaluation = self._score(outputs, self._targets, lambda: _describe(candidate))
-        except NonFiniteAccuracy as error:
-            self._known[candidate] = NonFiniteAccuracy(*error.args)
-            raise
-        self._known[candidate] = evaluation
-        return evaluation
+        if self.journal is not None and replayed is None:
+            self.journal.record(candidate, outcome)
+        self._known[candidate] = outcome
+        if isinstance(outcome, NonFiniteAccuracy):
+            raise NonFiniteAccuracy(*outcome.args)
+        return outcome
 
     def measure(self, network: nn.Module, samples: SampleSet) -> Evaluation:
         """Accuracy and loss of any network on any sample set, as it is; neither counted nor cached.
@@ -210,6 +224,16 @@ class Evaluator:
         if self.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return balanced_split(inputs, self.batch_size), targets.to(device)
+
+    def _measured(
+        self, candidate: Candidate, overlay: Mapping[str, Tensor] | None
+    ) -> Evaluation | NonFiniteAccuracy:
+        """The outcome of a measurement, also when it is no number."""
+        outputs = self._outputs_of(candidate, overlay)
+        try:
+            return self._score(outputs, self._targets, lambda: _describe(candidate))
+        except NonFiniteAccuracy as error:
+            return NonFiniteAccuracy(*error.args)
 
     def _outputs_of(self, candidate: Candidate, overlay: Mapping[str, Tensor] | None) -> Tensor:
         """Outputs (N, ...) of the slim network on the reward split."""

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from graphs.network_graph import Operator
 from networks.data import SampleSet
-from pruning.evaluation import Evaluation, Evaluator
+from pruning.evaluation import Evaluation, Evaluator, NonFiniteAccuracy
 from pruning.keep_set import KeepSet
 from pruning.least_squares import outputs_of, refitted, ridge_solve
 from pruning.masks import output_axes
@@ -328,7 +328,7 @@ class ReconstructingEvaluator(Evaluator):
 
     Args:
         overlay_of: from a candidate to all the tensors it replaces; asked only for candidates that
-            are not in memory.
+            are measured.
         arguments: of `Evaluator`.
         options: of `Evaluator`.
     """
@@ -342,10 +342,10 @@ class ReconstructingEvaluator(Evaluator):
         super().__init__(*arguments, **options)
         self._overlay_of = overlay_of
 
-    def evaluate(
-        self, candidate: Candidate, overlay: Mapping[str, Tensor] | None = None
-    ) -> Evaluation:
-        """See `Evaluator.evaluate`; None stands for the candidate's own overlay."""
-        if overlay is None and candidate not in self._known:
+    def _measured(
+        self, candidate: Candidate, overlay: Mapping[str, Tensor] | None
+    ) -> Evaluation | NonFiniteAccuracy:
+        """See `Evaluator`; None stands for the candidate's own overlay."""
+        if overlay is None:
             overlay = self._overlay_of(candidate)
-        return super().evaluate(candidate, overlay)
+        return super()._measured(candidate, overlay)
