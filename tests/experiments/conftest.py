@@ -52,18 +52,26 @@ def tiny_data():
 
 
 @pytest.fixture
-def tiny_task(tiny_data):
-    torch.manual_seed(0)
-    network = TinyNetwork().eval()
-    graph = trace_network(network, torch.zeros(1, 1, 6, 6))
-    library = PatternLibrary.from_specs(
-        [
-            {"family": "dense"},
-            {"family": "channel", "ratio": 0.5},
-            {"family": "kernel_shape", "name": "plus", "rows": [".#.", "###", ".#."]},
-        ]
-    )
-    return PruningTask(network, graph, tiny_data.search, library=library)
+def make_tiny_task(tiny_data):
+    def make():
+        torch.manual_seed(0)
+        network = TinyNetwork().eval()
+        graph = trace_network(network, torch.zeros(1, 1, 6, 6))
+        library = PatternLibrary.from_specs(
+            [
+                {"family": "dense"},
+                {"family": "channel", "ratio": 0.5},
+                {"family": "kernel_shape", "name": "plus", "rows": [".#.", "###", ".#."]},
+            ]
+        )
+        return PruningTask(network, graph, tiny_data.search, library=library)
+
+    return make
+
+
+@pytest.fixture
+def tiny_task(make_tiny_task):
+    return make_tiny_task()
 
 
 @pytest.fixture
