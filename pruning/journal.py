@@ -102,11 +102,10 @@ class EvaluationJournal:
         """
         return self._seconds + time.monotonic() - self._since
 
-    def answers(self, candidate: Candidate) -> bool:
-        """Whether `replay` would answer; nothing changes."""
-        return self.num_pending > 0 and self._entries[self.num_replayed].candidate == digest(
-            candidate
-        )
+    def holds(self, candidate: Candidate) -> bool:
+        """Whether a candidate is still to be replayed, so that it need not be measured ahead."""
+        name = digest(candidate)
+        return any(entry.candidate == name for entry in self._entries[self.num_replayed :])
 
     def replay(self, candidate: Candidate) -> Evaluation | NonFiniteAccuracy | None:
         """What was measured at this point of the search, or None when it has to be measured."""

@@ -226,9 +226,9 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 def test_a_run_is_held_by_one_process(tmp_path):
     run = RunFolder(tmp_path)
+    again = locked(run)
     with locked(run), pytest.raises(ValueError, match="is still running in another process"):
-        with locked(run):
-            pass
+        again.__enter__()
     with locked(run):
         pass
 
