@@ -137,11 +137,11 @@ def test_the_time_before_counts_towards_the_minutes(run_search):
     overrides = (*AGENTS["random"], "search.evaluations=6")
     folder, *_ = run_search("run", *overrides, killed_at=4)
     lines = [json.loads(line) for line in folder.journal.read_text().splitlines()]
-    lines[-1]["seconds"] = 90.0
+    lines[-1]["seconds"] = 1000.0
     folder.journal.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     _, measured, found = run_search("run", *overrides, "search.minutes=1.5")
     assert (measured, found.result.stop_reason) == (0, "minutes")
-    assert found.result.seconds == pytest.approx(90, abs=20)
+    assert found.result.seconds == pytest.approx(1000, abs=100)
 
 
 # ---- which folder
