@@ -46,7 +46,7 @@ def run_search(make_tiny_task, tmp_path):
         settings = Settings.from_config(plain, show_progress=False)
         folder = RunFolder(tmp_path / name)
         folder.path.mkdir(exist_ok=True)
-        task = make_tiny_task()
+        task = make_tiny_task(width=32)  # wide enough for many plans
         measured = []
         metric = task.evaluator.metric
 
