@@ -119,6 +119,7 @@ def _run(
         for mirror in mirrors:
             mirror.report(summary.to_dict(), rows)
     write_json(run.summary, summary.to_dict())
+    run.forget_fine_tuning()
     print_report(summary, run.path, _targets(plain))
     return summary.best_reward
 

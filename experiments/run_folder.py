@@ -60,6 +60,10 @@ class RunFolder:
         """Every counted evaluation; with it an unfinished run goes on (pruning/journal.py)."""
         return self.path / "evaluations.jsonl"
 
+    def fine_tuning(self, name: str) -> Path:
+        """State of the fine-tuning of a network; there only while the run is unfinished."""
+        return self.path / f"fine_tuning_{name}.safetensors"
+
     @property
     def summary(self) -> Path:
         """The result; written last, so its presence says that the run is finished."""
@@ -74,12 +78,18 @@ class RunFolder:
         """Remove what a search writes anew, so that nothing of an earlier one stays.
 
         Args:
-            evaluations: whether the journal goes as well.
+            evaluations: whether the journal and begun fine-tunings go as well.
         """
         self.summary.unlink(missing_ok=True)
         self.metrics.unlink(missing_ok=True)
         if evaluations:
             self.journal.unlink(missing_ok=True)
+            self.forget_fine_tuning()
+
+    def forget_fine_tuning(self) -> None:
+        """Remove the states of fine-tunings, which a finished run needs no more."""
+        for path in self.path.glob(self.fine_tuning("*").name):
+            path.unlink()
 
     def read_config(self) -> dict[str, Any]:
         """The config of the run as plain data.
