@@ -83,7 +83,7 @@ def write_report(
         cache_hits=found.result.cache_hits,
         episodes=len(found.history),
         replayed_evaluations=found.num_replayed,
-        wall_seconds=round(time.monotonic() - started, 3),
+        wall_seconds=round(found.seconds_before + time.monotonic() - started, 3),
         search_seconds=round(found.result.seconds, 3),
         stop_reason=found.result.stop_reason,
         best_reward=float(found.best.score),

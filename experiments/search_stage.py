@@ -35,12 +35,14 @@ class Found:
         history: all episodes.
         result: how the search ended.
         num_replayed: evaluations that were measured before the run was interrupted.
+        seconds_before: seconds the search had taken until then.
     """
 
     best: EpisodeRecord
     history: tuple[EpisodeRecord, ...]
     result: SearchResult
     num_replayed: int
+    seconds_before: float
 
 
 def search(
@@ -99,7 +101,7 @@ def search(
         raise ValueError(_nothing_found(history, settings))
     write_text(run.plan, best.plan.to_json())
     agent.save(run.agent)
-    return Found(best, history, result, journal.num_replayed)
+    return Found(best, history, result, journal.num_replayed, journal.seconds_before)
 
 
 @contextmanager

@@ -86,7 +86,7 @@ class Summary:
         replayed_evaluations: those of the evaluations that were measured before the run was
             interrupted and resumed; 0 for a run in one go.
         wall_seconds: duration of the run, from start to this summary; of a resumed run, since it
-            was resumed.
+            was resumed, and of its search before.
         search_seconds: duration of the search alone; of a resumed run, the time before the
             interruption counts, up to the last evaluation that was kept, and the replay does not.
         stop_reason: what ended the search: "evaluations", "minutes", "max_timesteps", "patience",

@@ -63,6 +63,8 @@ class EvaluationJournal:
 
     Attributes:
         num_replayed: evaluations answered from the file so far.
+        seconds_before: seconds the search had taken at the last evaluation of the file when it was
+            opened; 0 for a new file.
 
     Raises:
         ValueError: a line in the middle cannot be read, or the file was measured on something else.
@@ -82,6 +84,7 @@ class EvaluationJournal:
         except BaseException:
             self._file.close()
             raise
+        self.seconds_before = self._entries[-1].seconds if self._entries else 0.0
         self._num_lines = len(self._entries)
         self._seconds = 0.0
         self._since = time.monotonic()

@@ -267,7 +267,7 @@ SMALL = (
     "+network.width=4",
     "pretrain.epochs=1",
     "search.evaluations=6",
-    "fine_tune.epochs=0",
+    "fine_tune.epochs=1",
     "evaluation.latency.min_run_time=0.01",
     "evaluation.latency.onnxruntime=false",
     "logger=csv",
@@ -333,3 +333,9 @@ def test_a_sweep_killed_half_way_does_only_what_is_missing(tmp_path):
         summary = json.loads((path.parent / "summary.json").read_text())
         assert summary["replayed_evaluations"] == (3 if summary["seed"] == 0 else 0)
         assert Summary.from_dict(summary).to_dict() == summary
+        assert summary["wall_seconds"] >= summary["search_seconds"]
+        there = json.loads((whole[path.parent.name].parent / "summary.json").read_text())
+        for name in ("pruned", "uniform"):
+            key = "test_accuracy_finetuned"
+            assert summary[name][key] == there[name][key]
+        assert not list(path.parent.glob("fine_tuning_*"))

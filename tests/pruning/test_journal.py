@@ -177,6 +177,7 @@ def test_the_clock_counts_the_time_before_the_interruption(path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("pruning.journal.time.monotonic", lambda: now[0])
     journal = EvaluationJournal(path, SUBJECT)
+    assert journal.seconds_before == 0.0
     for number in (1, 2):
         now[0] += 30
         journal.record(candidate(number), outcome(number))
@@ -184,6 +185,7 @@ def test_the_clock_counts_the_time_before_the_interruption(path, monkeypatch):
     journal.close()
     now[0] = 5000.0
     journal = EvaluationJournal(path, SUBJECT)
+    assert journal.seconds_before == 60.0
     now[0] += 1
     journal.replay(candidate(1))
     assert journal.elapsed() == 30.0
