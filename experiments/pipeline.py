@@ -48,7 +48,7 @@ def run_job(
 
     With the key `resume` the run goes on in the folder of an earlier one, and `folder` is removed.
     Up to the search everything is done again; evaluations that the earlier run measured are not
-    (pruning/journal.py), and fine-tuning goes on after its last whole epoch, so that the result is
+    (pruning/journal.py), and fine-tuning goes on after a whole epoch, so that the result is
     that of a run in one go. An earlier run that is finished is reported once more, and nothing is
     done.
 

@@ -1,10 +1,12 @@
-"""The state of a training after its last whole epoch, so that a killed one goes on exactly."""
+"""The state of a training after a whole epoch, so that a killed one goes on exactly."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import math
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +19,9 @@ from networks.checkpoints import hash_tensor, whole_file
 
 _FORMAT = "topiary-training-1"
 _SHOWN_REASON = 200
+
+MOST_SHARE = 0.05
+"""Most of the time that goes into writing; epochs that are shorter are skipped, the last aside."""
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +65,8 @@ class EpochCheckpoint:
             hash_tensor(hashed, name, value)
         self._digest = hashed.hexdigest()
         self._can_write = True
+        self._written = -math.inf
+        self._cost = 0.0
 
     def restore(self, epochs: int) -> int:
         """Bring back the state in the file, if it is one of this training.
@@ -89,10 +96,22 @@ class EpochCheckpoint:
             log.info("Training goes on after epoch %d of %d (%s)", done, epochs, self.path.name)
         return done
 
-    def save(self, done: int) -> None:
-        """Keep the state after `done` epochs; one that cannot be written is one warning."""
-        if not self._can_write:
+    def save(self, done: int, epochs: int) -> None:
+        """Keep the state after an epoch; one that cannot be written is one warning.
+
+        Args:
+            done: epochs that are done.
+            epochs: of the whole training.
+        """
+        began = time.monotonic()
+        is_soon = MOST_SHARE * (began - self._written) < self._cost
+        if not self._can_write or (is_soon and done < epochs):
             return
+        self._write(done)
+        self._written = time.monotonic()
+        self._cost = self._written - began
+
+    def _write(self, done: int) -> None:
         tensors = dict(self._weights)
         for index, parameter in enumerate(self._parameters()):
             momentum = self._optimizer.state[parameter].get("momentum_buffer")
@@ -115,7 +134,7 @@ class EpochCheckpoint:
             self._can_write = False
             warnings.warn(
                 f"The training goes on, but could not go on if it were interrupted: {error}",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _parameters(self) -> list[Tensor]:

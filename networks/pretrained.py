@@ -53,8 +53,8 @@ def pretrain(
 
     The weights the network comes with do not matter: modules that can draw their weights anew do so
     from the recipe's seed. So runs with different seeds prune the same network. The cache entry is
-    found by architecture, data and recipe together. A training that was killed goes on after its
-    last whole epoch, with the same result.
+    found by architecture, data and recipe together. A training that was killed goes on after a
+    whole epoch, with the same result.
 
     Args:
         network: gets the weights in place, and is left in eval mode.

@@ -92,7 +92,8 @@ def train(
         label_smoothing: in [0, 1); only for the built-in loss.
         after_step: called after every optimiser step, for example to set masked weights to zero.
         loss: replaces the cross-entropy.
-        checkpoint: .safetensors file that gets the state after every epoch; the caller removes it.
+        checkpoint: .safetensors file that gets the state after every epoch (of very short ones,
+            not every one: `networks.epoch_checkpoint.MOST_SHARE`); the caller removes it.
             If it is there already, of a training with the same settings, initial weights and
             targets, that one goes on, and ends with the weights it would have had in one go.
             Inputs, augmentation, hook and loss are taken to be the same.
@@ -161,7 +162,7 @@ def train(
                     f"Lower learning_rate (now {learning_rate}) in pretrain or fine_tune."
                 )
             if kept is not None:
-                kept.save(epoch + 1)
+                kept.save(epoch + 1, epochs)
     optimizer.zero_grad(set_to_none=True)
     network.eval()
 

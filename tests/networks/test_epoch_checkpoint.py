@@ -28,6 +28,11 @@ RECIPE = {
 STEPS = 4 * (30 // 8)
 
 
+@pytest.fixture(autouse=True)
+def after_every_epoch(monkeypatch):
+    monkeypatch.setattr("networks.epoch_checkpoint.MOST_SHARE", 1e9)
+
+
 class Killed(BaseException):
     """Ends a training at once."""
 
@@ -168,6 +173,28 @@ def test_the_file_says_how_far_the_training_is(tmp_path, samples):
     assert "parameter/again.weight" not in names  # tied, so it is there once
     assert "momentum/0" not in names  # of the parameter that is not used
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_short_epochs_are_skipped_but_the_last_one(tmp_path, samples, monkeypatch):
+    now = [0.0]
+    writes = []
+
+    def write(self, done):
+        writes.append(done)
+        now[0] += 1.0
+
+    def progress(step, total, loss):
+        now[0] += 2.0  # an epoch has 3 steps
+
+    monkeypatch.setattr("networks.epoch_checkpoint.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("networks.epoch_checkpoint.EpochCheckpoint._write", write)
+    for share, expected in ((0.1, [1, 3, 5, 6]), (0.01, [1, 6]), (0.2, [1, 2, 3, 4, 5, 6])):
+        monkeypatch.setattr("networks.epoch_checkpoint.MOST_SHARE", share)
+        writes.clear()
+        path = tmp_path / "state.safetensors"
+        options = {**RECIPE, "epochs": 6}
+        train(make_network(), samples, progress=progress, checkpoint=path, **options)
+        assert writes == expected
 
 
 def test_a_state_that_cannot_be_written_is_one_warning(tmp_path, samples):
