@@ -19,9 +19,11 @@ def main(config: DictConfig) -> float:
 
     from experiments.identity import RunIdentity
     from experiments.pipeline import run_job
+    from experiments.resume import hydra_search_root
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    return run_job(config, folder, RunIdentity.from_hydra(config))
+    identity = RunIdentity.from_hydra(config)
+    return run_job(config, folder, identity, search_root=hydra_search_root())
 
 
 if __name__ == "__main__":

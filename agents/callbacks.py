@@ -25,6 +25,7 @@ class EvaluationLimit(BaseCallback):
         max_timesteps: most environment steps of this search.
         minutes: most minutes of wall time, or None.
         progress: called when the number of evaluations or the best record changed.
+        clock: seconds now, from any beginning.
 
     Attributes:
         stop_reason: "evaluations", "max_timesteps", "minutes", or "" while none was reached.
@@ -40,6 +41,7 @@ class EvaluationLimit(BaseCallback):
         max_timesteps: int,
         minutes: float | None = None,
         progress: Progress | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self.env = env.unwrapped
@@ -51,7 +53,8 @@ class EvaluationLimit(BaseCallback):
         self.num_steps = 0
         self.num_episodes = 0
         self._seen: tuple[int, Any] = (self.env.num_evaluations, self.env.best)
-        self._started = time.monotonic()
+        self._clock = clock
+        self._started = clock()
 
     def _on_step(self) -> bool:
         self.num_steps += sum("beyond_limit" not in info for info in self.locals["infos"])
@@ -61,7 +64,7 @@ class EvaluationLimit(BaseCallback):
             self.stop_reason = "evaluations"
         elif self.num_steps >= self.max_timesteps:
             self.stop_reason = "max_timesteps"
-        elif self.minutes is not None and time.monotonic() - self._started >= 60 * self.minutes:
+        elif self.minutes is not None and self._clock() - self._started >= 60 * self.minutes:
             self.stop_reason = "minutes"
         return not self.stop_reason
 

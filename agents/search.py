@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ def run_search(
     log_dir: str | Path | None = None,
     log_formats: Sequence[str] = ("csv",),
     callbacks: Sequence[BaseCallback] = (),
+    clock: Callable[[], float] = time.monotonic,
 ) -> SearchResult:
     """Let an agent decide until the environment has counted so many evaluations.
 
@@ -75,7 +76,9 @@ def run_search(
         progress: called with (evaluations, best record) when one of them changed.
         log_dir: folder of the agent's own log (`progress.csv`); None writes nothing.
         log_formats: SB3's log formats: csv, json, log, stdout, tensorboard.
-        callbacks: further SB3 callbacks, such as a checkpoint.
+        callbacks: further SB3 callbacks.
+        clock: seconds now, from any beginning; that of a journal counts the time before an
+            interruption.
 
     Returns:
         How the search ended.
@@ -100,11 +103,16 @@ def run_search(
         else sb3_logger.configure(str(log_dir), list(log_formats))
     )
     limit_callback = EvaluationLimit(
-        env, evaluations, max_timesteps=max_timesteps, minutes=minutes, progress=progress
+        env,
+        evaluations,
+        max_timesteps=max_timesteps,
+        minutes=minutes,
+        progress=progress,
+        clock=clock,
     )
     if hasattr(vec_env, "limit_evaluations"):
         vec_env.limit_evaluations(evaluations)
-    started = time.monotonic()
+    started = clock()
     stop_reason = "evaluations"
     if pruning_env.num_evaluations < evaluations:
         try:
@@ -119,7 +127,7 @@ def run_search(
         cache_hits=evaluator.num_cache_hits - cache_hits_before,
         episodes=limit_callback.num_episodes,
         timesteps=limit_callback.num_steps,
-        seconds=time.monotonic() - started,
+        seconds=clock() - started,
         stop_reason=stop_reason,
     )
 

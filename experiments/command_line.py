@@ -94,7 +94,10 @@ def run_hydra_command(main: Callable[[], Any]) -> None:
     except JobFailed as failure:
         raise SystemExit(failure.exit_code) from None
     except KeyboardInterrupt:
-        print("\nStopped by Ctrl-C: nothing was reported.", file=sys.stderr)
+        print(
+            "\nStopped by Ctrl-C: nothing was reported. The same command with resume=auto goes on.",
+            file=sys.stderr,
+        )
         raise SystemExit(EXIT_INTERRUPTED) from None
     except Exception as error:
         raise SystemExit(report_error(error)) from None

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,12 +103,19 @@ class FinalReport:
         self._check_macs(network, report.macs)
         return FinalNetwork(network, report, self._correct(test.accuracy))
 
-    def pruned(self, candidate: Candidate, *, progress: StepProgress | None = None) -> FinalNetwork:
+    def pruned(
+        self,
+        candidate: Candidate,
+        *,
+        progress: StepProgress | None = None,
+        checkpoint: Path | None = None,
+    ) -> FinalNetwork:
         """A pruned network: tested as the search measured it, then fine-tuned and tested again.
 
         Args:
             candidate: what is kept.
             progress: called after every step of the fine-tuning.
+            checkpoint: file that an interrupted fine-tuning goes on from; it stays.
 
         Raises:
             ValueError: its accuracy is not finite, or the fine-tuning diverges.
@@ -138,6 +146,7 @@ class FinalReport:
                 search.train,
                 masks=slim_masks(task.graph, candidate.keep, masks),
                 progress=progress,
+                checkpoint=checkpoint,
                 **self.options.fine_tune,
             )
             accuracy = task.evaluator.measure(network, test_split).accuracy

@@ -30,10 +30,12 @@ from experiments.report import write_page
 from experiments.report_runs import open_run
 from experiments.report_stage import write_report
 from experiments.report_table import print_report
+from experiments.resume import FINISHED, NEW, choose_run, config_text, leave_folder, locked
 from experiments.run_folder import RunFolder, write_json, write_text
 from experiments.search_stage import build_parts, search
 from experiments.settings import Settings
 from experiments.sinks import KeptOpen, open_mirrors
+from experiments.summary import Summary
 from networks.data import DataSplits
 from networks.pretrained import pretrain
 from networks.sparse_training import train_sparsely
@@ -43,13 +45,22 @@ from pruning.task import PruningTask
 log = logging.getLogger(__name__)
 
 
-def run_job(config: DictConfig, folder: Path, identity: RunIdentity) -> float:
+def run_job(
+    config: DictConfig, folder: Path, identity: RunIdentity, *, search_root: Path | None = None
+) -> float:
     """Run the whole job and leave its files in `folder`; `summary.json` comes last.
+
+    With the key `resume` the run goes on in the folder of an earlier one, and `folder` is removed.
+    Up to the search everything is done again; evaluations that the earlier run measured are not
+    (pruning/journal.py), and fine-tuning goes on after a whole epoch, so that the result is
+    that of a run in one go. An earlier run that is finished is reported once more, and nothing is
+    done.
 
     Args:
         config: the composed config, without Hydra's own section.
         folder: the run folder; it exists.
         identity: how the run is called.
+        search_root: where `resume=auto` looks for runs; the parent of `folder` by default.
 
     Returns:
         The reward of the plan that was kept: what a sweeper optimises.
@@ -65,10 +76,31 @@ def run_job(config: DictConfig, folder: Path, identity: RunIdentity) -> float:
     torch.set_num_threads(settings.num_threads)
     if settings.latency_onnxruntime:  # asked for by name: better refused now than missed at the end
         require_packages("onnx", "onnxruntime")
-    seed_everything(settings.seed)
-    run = RunFolder(folder)
-    write_text(run.config, OmegaConf.to_yaml(OmegaConf.create(plain)))
+    start = choose_run(plain, folder, search_root)
+    if start.state == FINISHED:
+        summary = Summary.from_dict(start.run.read_summary())
+        leave_folder(folder, start.run, search_root)
+        print_report(summary, start.run.path, _targets(plain))
+        return summary.best_reward
+    with locked(start.run):
+        leave_folder(folder, start.run, search_root)
+        if start.state == NEW:
+            start.run.forget_results(evaluations=True)
+        return _run(config, plain, settings, start.run, identity, started=started)
 
+
+def _run(
+    config: DictConfig,
+    plain: dict[str, Any],
+    settings: Settings,
+    run: RunFolder,
+    identity: RunIdentity,
+    *,
+    started: float,
+) -> float:
+    """The job in its folder; the reward of the plan that was kept."""
+    seed_everything(settings.seed)
+    write_text(run.config, config_text(plain))
     build_parts(config)  # refuses what is out of range before anything costs time
     instantiate(config.reconstruction)  # likewise
     instantiate(config.sparse_training, _convert_="all")  # likewise
@@ -86,17 +118,23 @@ def run_job(config: DictConfig, folder: Path, identity: RunIdentity) -> float:
 
     write_text(run.graph, task.graph.to_json())
     _log_what_stays(task.graph.frozen)
-    with open_mirrors(plain, folder, identity) as mirrors:
+    with open_mirrors(plain, run.path, identity) as mirrors:
+        seed_everything(settings.seed)  # whether the network was trained just now or before
         found = search(config, settings, task, run, [KeptOpen(mirror) for mirror in mirrors])
         report = FinalReport(task, data, report_options(config, plain, settings))
         summary, rows = write_report(report, found, run, plain, identity, settings, started=started)
         for mirror in mirrors:
             mirror.report(summary.to_dict(), rows)
-    write_page([open_run(folder, summary.to_dict())], run.report)
+    write_page([open_run(run.path, summary.to_dict())], run.report)
     write_json(run.summary, summary.to_dict())
-    targets = {name: str(plain[name]["_target_"]) for name in ("network", "data")}
-    print_report(summary, folder, targets)
+    run.forget_fine_tuning()
+    print_report(summary, run.path, _targets(plain))
     return summary.best_reward
+
+
+def _targets(plain: Mapping[str, Any]) -> dict[str, str]:
+    """What builds network and data, as dotted paths."""
+    return {name: str(plain[name]["_target_"]) for name in ("network", "data")}
 
 
 def _log_what_stays(frozen: Mapping[str, str]) -> None:

@@ -48,11 +48,19 @@ def write_report(
     task, plan = report.task, found.best.plan
     candidate = Candidate(plan.keep_set(task.graph), plan.masks)
     base = report.base()
-    pruned = report.pruned(candidate, progress=_progress("fine-tuning pruned", settings))
+    pruned = report.pruned(
+        candidate,
+        progress=_progress("fine-tuning pruned", settings),
+        checkpoint=run.fine_tuning("pruned"),
+    )
     cost = plain["budget"].get("cost", "macs")
     equal_macs = pruned.report.nonzero_macs if cost == "nonzero_macs" else pruned.report.macs
     uniform_candidate = task.uniform_candidate(max(equal_macs, task.min_macs))
-    uniform = report.pruned(uniform_candidate, progress=_progress("fine-tuning uniform", settings))
+    uniform = report.pruned(
+        uniform_candidate,
+        progress=_progress("fine-tuning uniform", settings),
+        checkpoint=run.fine_tuning("uniform"),
+    )
     builder = {key: value for key, value in plain["network"].items() if key != "checkpoint"}
     save_pruned(
         run.pruned,
@@ -74,7 +82,8 @@ def write_report(
         evaluations=found.result.evaluations,
         cache_hits=found.result.cache_hits,
         episodes=len(found.history),
-        wall_seconds=round(time.monotonic() - started, 3),
+        replayed_evaluations=found.num_replayed,
+        wall_seconds=round(found.seconds_before + time.monotonic() - started, 3),
         search_seconds=round(found.result.seconds, 3),
         stop_reason=found.result.stop_reason,
         best_reward=float(found.best.score),

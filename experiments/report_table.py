@@ -9,7 +9,10 @@ from pathlib import Path
 from experiments.summary import Summary
 
 EARLY_ENDS = {
-    "interrupted": "The search was ended early by Ctrl-C; this is the best plan until then.",
+    "interrupted": (
+        "The search was ended early by Ctrl-C; this is the best plan until then. The same command "
+        "with resume=auto goes on with the search."
+    ),
     "minutes": "The search ended after search.minutes.",
     "max_timesteps": "The search ended after search.max_timesteps.",
     "patience": "The search ended because the agent only repeated known plans (search.patience).",
@@ -61,8 +64,10 @@ def print_report(summary: Summary, folder: Path, targets: Mapping[str, str]) -> 
     console.print(table)
     budget = f"budget of {summary.budget_relative_macs:.4g} of the MACs"
     verdict = "met" if summary.budget_met else "[bold red]not met[/]"
+    before = summary.replayed_evaluations
+    resumed = f"{before} of them before the run was resumed, " if before else ""
     console.print(
-        f"{summary.evaluations} evaluations ({summary.cache_hits} more from the cache), "
+        f"{summary.evaluations} evaluations ({resumed}{summary.cache_hits} more from the cache), "
         f"{summary.episodes} episodes in {summary.search_seconds:.0f} s; {budget} {verdict}."
     )
     if summary.stop_reason in EARLY_ENDS:

@@ -56,6 +56,15 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def journal(self) -> Path:
+        """Every counted evaluation; with it an unfinished run goes on (pruning/journal.py)."""
+        return self.path / "evaluations.jsonl"
+
+    def fine_tuning(self, name: str) -> Path:
+        """State of the fine-tuning of a network; there only while the run is unfinished."""
+        return self.path / f"fine_tuning_{name}.safetensors"
+
+    @property
     def summary(self) -> Path:
         """The result; written last, so its presence says that the run is finished."""
         return self.path / "summary.json"
@@ -69,6 +78,23 @@ class RunFolder:
     def report(self) -> Path:
         """One self-contained page about the run."""
         return self.path / "report.html"
+
+    def forget_results(self, *, evaluations: bool) -> None:
+        """Remove what a search writes anew, so that nothing of an earlier one stays.
+
+        Args:
+            evaluations: whether the journal and begun fine-tunings go as well.
+        """
+        self.summary.unlink(missing_ok=True)
+        self.metrics.unlink(missing_ok=True)
+        if evaluations:
+            self.journal.unlink(missing_ok=True)
+            self.forget_fine_tuning()
+
+    def forget_fine_tuning(self) -> None:
+        """Remove the states of fine-tunings, which a finished run needs no more."""
+        for path in self.path.glob(self.fine_tuning("*").name):
+            path.unlink()
 
     def read_config(self) -> dict[str, Any]:
         """The config of the run as plain data.
@@ -95,7 +121,8 @@ class RunFolder:
         """
         if not self.summary.is_file():
             raise ValueError(
-                f"The run in {self.path} is not finished: it holds no {self.summary.name}."
+                f"The run in {self.path} is not finished: it holds no {self.summary.name}. "
+                "Start the same command again with resume=auto."
             )
         return json.loads(self.summary.read_text(encoding="utf-8"))
 

@@ -25,6 +25,7 @@ from experiments.progress import SearchProgress
 from experiments.run_folder import RunFolder, write_text
 from experiments.settings import Settings
 from pruning.evaluation_pool import EvaluationPool
+from pruning.journal import EvaluationJournal, JournalSubject
 from pruning.task import PruningTask
 
 log = logging.getLogger(__name__)
@@ -51,11 +52,15 @@ class Found:
         best: the measured plan that is kept.
         history: all episodes.
         result: how the search ended.
+        num_replayed: evaluations that were measured before the run was interrupted.
+        seconds_before: seconds the search had taken until then.
     """
 
     best: EpisodeRecord
     history: tuple[EpisodeRecord, ...]
     result: SearchResult
+    num_replayed: int
+    seconds_before: float
 
 
 def search(
@@ -71,16 +76,20 @@ def search(
         config: the config of the job.
         settings: the root keys.
         task: what is pruned.
-        run: gets `metrics.csv`, the agent's own log, `agent.zip` and `plan.json`.
+        run: gets `evaluations.jsonl`, `metrics.csv`, the agent's own log, `agent.zip` and
+            `plan.json`. What the first of them holds already is not measured again.
         sinks: further receivers of every episode.
 
     Raises:
-        ValueError: agent and environment do not fit, the budget cannot be reached, or nothing
-            within budget was found.
+        ValueError: agent and environment do not fit, the budget cannot be reached, nothing
+            within budget was found, or `evaluations.jsonl` is damaged or another network's.
+        OSError: a file cannot be written.
         KeyboardInterrupt: Ctrl-C, twice or before anything was found.
     """
     interruption = Interruption()
     with ExitStack() as stack:
+        journal = stack.enter_context(_journalled(task, run))
+        run.forget_results(evaluations=False)
         progress = SearchProgress(settings.evaluations, enabled=settings.show_progress)
         all_sinks = (CsvSink(run.metrics), *sinks, progress, interruption)
         env = PruningEnv(task, **build_parts(config), sinks=all_sinks, rank=RANKS[settings.keep])
@@ -102,6 +111,7 @@ def search(
             minutes=settings.minutes,
             log_dir=run.path / "agent_log",
             callbacks=[patience],
+            clock=journal.elapsed,
         )
         if patience.is_exhausted:
             result = replace(result, stop_reason="patience")
@@ -114,7 +124,23 @@ def search(
     agent.save(run.agent)
     if isinstance(agent, CountSearchAgent):
         write_findings(agent.findings(), run)
-    return Found(best, history, result)
+    return Found(best, history, result, journal.num_replayed, journal.seconds_before)
+
+
+@contextmanager
+def _journalled(task: PruningTask, run: RunFolder) -> Iterator[EvaluationJournal]:
+    """The journal of a search, which its evaluations go through."""
+    journal = EvaluationJournal(run.journal, JournalSubject(task.graph.fingerprint, task.base))
+    if len(journal):
+        log.info(
+            "%d evaluations are in %s and are not measured again", len(journal), run.journal.name
+        )
+    task.evaluator.journal = journal
+    try:
+        yield journal
+    finally:
+        task.evaluator.journal = None
+        journal.close()
 
 
 def build_parts(config: DictConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -84,8 +85,12 @@ class Summary:
         evaluations: evaluations that were measured during the search.
         cache_hits: evaluations answered from the cache, not counted above.
         episodes: finished episodes.
-        wall_seconds: duration of the run, from start to this summary.
-        search_seconds: duration of the search alone.
+        replayed_evaluations: those of the evaluations that were measured before the run was
+            interrupted and resumed; 0 for a run in one go.
+        wall_seconds: duration of the run, from start to this summary; of a resumed run, since it
+            was resumed, and of its search before.
+        search_seconds: duration of the search alone; of a resumed run, the time before the
+            interruption counts, up to the last evaluation that was kept, and the replay does not.
         stop_reason: what ended the search: "evaluations", "minutes", "max_timesteps", "patience",
             "finished" (the agent had nothing more to try) or "interrupted" (Ctrl-C).
         best_reward: reward of the plan that was kept.
@@ -109,6 +114,7 @@ class Summary:
     evaluations: int
     cache_hits: int
     episodes: int
+    replayed_evaluations: int
     wall_seconds: float
     search_seconds: float
     stop_reason: str
@@ -133,3 +139,24 @@ class Summary:
             "met": data.pop("budget_met"),
         }
         return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Summary:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: keys are missing or unknown, as in a summary of another version.
+        """
+        try:
+            fields = dict(data)
+            fields |= {f"budget_{key}": value for key, value in fields.pop("budget").items()}
+            for name in ("base", "pruned", "uniform"):
+                fields[name] = NetworkReport(**fields[name])
+            fields["latency"] = LatencyConditions(**fields["latency"])
+            fields["pruned_file"] = PrunedFile(**fields["pruned_file"])
+            return cls(**fields)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"Not a complete summary of this version of Topiary: {type(error).__name__}: "
+                f"{error}. Run the job again with resume=null."
+            ) from error

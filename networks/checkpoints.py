@@ -6,9 +6,10 @@ import os
 import pickle
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -77,26 +78,48 @@ def save_checkpoint(network: nn.Module, path: str | os.PathLike[str]) -> None:
         ValueError: when the suffix is .safetensors and the network cannot be written that way.
     """
     file = Path(path).expanduser()
-    file.parent.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    with whole_file(file) as stream:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import save
+
+            # The format refuses tensors that share memory, such as tied weights.
+            stream.write(save({name: value.clone().contiguous() for name, value in state.items()}))
+        else:
+            torch.save(state, stream)
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[IO[bytes]]:
+    """Write a file that appears, or replaces another, only when it is whole and on the disk.
+
+    Args:
+        file: the target; its folder is made.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, part = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            if file.suffix == ".safetensors":
-                from safetensors.torch import save
-
-                # The format refuses tensors that share memory, such as tied weights.
-                stream.write(
-                    save({name: value.clone().contiguous() for name, value in state.items()})
-                )
-            else:
-                torch.save(state, stream)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(part, file)
     except BaseException:
         Path(part).unlink(missing_ok=True)
         raise
+
+
+def hash_tensor(hashed: Any, name: str, value: Tensor) -> None:
+    """Let a hash depend on a tensor: its name, type, shape and content.
+
+    Args:
+        hashed: an object of `hashlib`.
+        name: of the tensor.
+        value: the tensor, on any device.
+    """
+    content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    hashed.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+    hashed.update(content)
 
 
 def _read_state(file: Path) -> dict[str, Tensor]:

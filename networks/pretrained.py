@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from networks.checkpoints import load_checkpoint, save_checkpoint
+from networks.checkpoints import hash_tensor, load_checkpoint, save_checkpoint
 from networks.data import SampleSet
 from networks.training import Progress, TrainingRecipe, train
 
@@ -53,7 +53,8 @@ def pretrain(
 
     The weights the network comes with do not matter: modules that can draw their weights anew do so
     from the recipe's seed. So runs with different seeds prune the same network. The cache entry is
-    found by architecture, data and recipe together.
+    found by architecture, data and recipe together. A training that was killed goes on after a
+    whole epoch, with the same result.
 
     Args:
         network: gets the weights in place, and is left in eval mode.
@@ -90,9 +91,11 @@ def pretrain(
             network.eval()
             return Pretrained(path, cached=True)
     options = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
-    train(network, samples, progress=progress, **options)
+    unfinished = path.with_name(f"{path.stem}_unfinished.safetensors")
+    train(network, samples, progress=progress, checkpoint=unfinished, **options)
     try:
         save_checkpoint(network, path)
+        unfinished.unlink(missing_ok=True)
     except OSError as error:
         warnings.warn(
             f"The pretrained network was not kept, so the next run trains again: {error}",
@@ -126,16 +129,10 @@ def _cache_key(network: nn.Module, samples: SampleSet, recipe: TrainingRecipe) -
             digest.update(_source(kind).encode())  # another forward pass is another network
     # The drawn weights, so that parameters nobody draws anew are told apart too.
     for name, value in network.state_dict().items():
-        _update(digest, name, value)
-    _update(digest, "inputs", samples.inputs)
-    _update(digest, "targets", samples.targets)
+        hash_tensor(digest, name, value)
+    hash_tensor(digest, "inputs", samples.inputs)
+    hash_tensor(digest, "targets", samples.targets)
     return digest.hexdigest()[:16]
-
-
-def _update(digest: Any, name: str, value: Tensor) -> None:
-    content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-    digest.update(content)
 
 
 def _describe(value: Any) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.data import Augmentation, SampleSet
+from networks.epoch_checkpoint import EpochCheckpoint
 
 Progress = Callable[[int, int, float], None]
 """Called after every step with the steps done, the steps in total, and the loss of the step."""
@@ -65,6 +68,7 @@ def train(
     label_smoothing: float = 0.0,
     after_step: Callable[[], None] | None = None,
     loss: Loss | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> None:
     """Train a network in place, on the device it is on, and leave it in eval mode.
 
@@ -88,6 +92,11 @@ def train(
         label_smoothing: in [0, 1); only for the built-in loss.
         after_step: called after every optimiser step, for example to set masked weights to zero.
         loss: replaces the cross-entropy.
+        checkpoint: .safetensors file that gets the state after every epoch (of very short ones,
+            not every one: `networks.epoch_checkpoint.MOST_SHARE`); the caller removes it.
+            If it is there already, of a training with the same settings, initial weights and
+            targets, that one goes on, and ends with the weights it would have had in one go.
+            Inputs, augmentation, hook and loss are taken to be the same.
 
     Raises:
         ValueError: when an argument is out of its range, or the loss is no longer finite.
@@ -113,13 +122,26 @@ def train(
     optimizer = torch.optim.SGD(
         parameters, learning_rate, momentum, weight_decay=weight_decay, nesterov=nesterov
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: _factor(done, total))
     order = torch.Generator().manual_seed(seed)
+    kept = None
+    if checkpoint is not None:
+        settings = {
+            "recipe": [epochs, learning_rate, momentum, weight_decay, batch_size, seed],
+            "options": [nesterov, label_smoothing],
+            "inputs": list(samples.inputs.shape),
+        }
+        kept = EpochCheckpoint(
+            Path(checkpoint), network, optimizer, order, samples.targets, settings
+        )
     network.train()
-    step = 0
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # for dropout and the like, which read the global generator
-        for epoch in range(epochs):
+        first = 0 if kept is None else kept.restore(epochs)
+        step = before = first * steps_per_epoch
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda done: _factor(before + done, total)
+        )
+        for epoch in range(first, epochs):
             epoch_loss = torch.zeros((), device=device)
             batches = samples.batches(batch_size, generator=order, augment=augment)
             for _, (inputs, targets) in zip(range(steps_per_epoch), batches, strict=False):
@@ -139,6 +161,8 @@ def train(
                     f"Training diverged in epoch {epoch + 1} of {epochs}: the loss is not finite. "
                     f"Lower learning_rate (now {learning_rate}) in pretrain or fine_tune."
                 )
+            if kept is not None:
+                kept.save(epoch + 1, epochs)
     optimizer.zero_grad(set_to_none=True)
     network.eval()
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,19 @@ Outcome = Evaluation | NonFiniteAccuracy
 """What came of measuring a candidate."""
 
 
+class Journal(Protocol):
+    """Keeps counted evaluations beyond the end of the process; see `pruning.journal`."""
+
+    def holds(self, candidate: Candidate) -> bool:
+        """Whether the measurement of a candidate is there to be replayed."""
+
+    def replay(self, candidate: Candidate) -> Outcome | None:
+        """What was measured before at this point of the search; None when it has to be measured."""
+
+    def record(self, candidate: Candidate, outcome: Outcome) -> None:
+        """Keep an evaluation that was just measured and counted."""
+
+
 class Evaluator:
     """Measures pruned networks; one object is shared by everything that searches.
 
@@ -98,6 +111,8 @@ class Evaluator:
     Attributes:
         num_evaluations: candidates measured so far, the unit in which search is paid.
         num_cache_hits: candidates answered from memory so far.
+        journal: what counted evaluations are written to, and answered from when a search is
+            resumed; an answer is counted like the measurement it stands for. None keeps none.
 
     Raises:
         ValueError: an empty split, or a batch size that is too small.
@@ -131,6 +146,7 @@ class Evaluator:
         self.loss: Metric = loss if loss is not None else cross_entropy
         self.num_evaluations = 0
         self.num_cache_hits = 0
+        self.journal: Journal | None = None
         self._known: dict[Candidate, Outcome] = {}
         self._prepared: dict[Candidate, Outcome] = {}
         self._num_measured = 0
@@ -142,7 +158,7 @@ class Evaluator:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy in another process has measured nothing yet."""
-        return {**self.__dict__, "_known": {}, "_prepared": {}}
+        return {**self.__dict__, "_known": {}, "_prepared": {}, "journal": None}
 
     def evaluate(
         self, candidate: Candidate, overlay: Mapping[str, Tensor] | None = None
@@ -164,8 +180,13 @@ class Evaluator:
             if isinstance(known, NonFiniteAccuracy):
                 raise NonFiniteAccuracy(*known.args)
             return replace(known, cached=True)
-        outcome = self._prepared.pop(candidate, None) or self.outcome(candidate, overlay)
+        replayed = None if self.journal is None else self.journal.replay(candidate)
+        outcome = replayed or self._prepared.pop(candidate, None)
+        if outcome is None:
+            outcome = self.outcome(candidate, overlay)
         self.num_evaluations += 1
+        if self.journal is not None and replayed is None:
+            self.journal.record(candidate, outcome)
         self._known[candidate] = outcome
         if isinstance(outcome, NonFiniteAccuracy):
             raise NonFiniteAccuracy(*outcome.args)
@@ -184,7 +205,8 @@ class Evaluator:
 
     def has(self, candidate: Candidate) -> bool:
         """Whether a candidate can be answered without measuring it now."""
-        return candidate in self._known or candidate in self._prepared
+        is_replayed = self.journal is not None and self.journal.holds(candidate)
+        return is_replayed or candidate in self._known or candidate in self._prepared
 
     def prepare(self, outcomes: Mapping[Candidate, Outcome]) -> None:
         """Take what was measured elsewhere; each counts when it is asked for, and not before.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ def fine_tune(
     augment: Augmentation | None = None,
     progress: Progress | None = None,
     loss: Loss | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> None:
     """Train a pruned network in place by `networks.training`: SGD and a cosine schedule.
 
@@ -51,6 +53,8 @@ def fine_tune(
         augment: changes the raw images of every batch.
         progress: called after every step with steps done, steps in total and the loss.
         loss: replaces the cross-entropy.
+        checkpoint: .safetensors file that gets the state after every epoch, and that an interrupted
+            fine-tuning goes on from; see `networks.training.train`.
 
     Raises:
         ValueError: an argument is out of its range, a mask does not fit, or training diverges.
@@ -71,4 +75,5 @@ def fine_tune(
         progress=progress,
         after_step=masked.after_step if masked is not None else None,
         loss=loss,
+        checkpoint=checkpoint,
     )

@@ -328,7 +328,7 @@ class ReconstructingEvaluator(Evaluator):
 
     Args:
         overlay_of: from a candidate to all the tensors it replaces; asked only for candidates that
-            are not in memory.
+            are measured.
         arguments: of `Evaluator`.
         options: of `Evaluator`.
     """

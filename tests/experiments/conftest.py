@@ -19,13 +19,13 @@ from pruning.task import PruningTask
 class TinyNetwork(nn.Module):
     """Convolutions 1 -> 4 -> 6 with batch norms, then a linear; 6x6 images, 3 classes."""
 
-    def __init__(self):
+    def __init__(self, width=1):
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 4, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(4)
-        self.conv2 = nn.Conv2d(4, 6, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(6)
-        self.fc = nn.Linear(6, 3)
+        self.conv1 = nn.Conv2d(1, 4 * width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(4 * width)
+        self.conv2 = nn.Conv2d(4 * width, 6 * width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(6 * width)
+        self.fc = nn.Linear(6 * width, 3)
 
     def forward(self, x):
         x = torch.relu(self.bn1(self.conv1(x)))
@@ -52,18 +52,26 @@ def tiny_data():
 
 
 @pytest.fixture
-def tiny_task(tiny_data):
-    torch.manual_seed(0)
-    network = TinyNetwork().eval()
-    graph = trace_network(network, torch.zeros(1, 1, 6, 6))
-    library = PatternLibrary.from_specs(
-        [
-            {"family": "dense"},
-            {"family": "channel", "ratio": 0.5},
-            {"family": "kernel_shape", "name": "plus", "rows": [".#.", "###", ".#."]},
-        ]
-    )
-    return PruningTask(network, graph, tiny_data.search, library=library)
+def make_tiny_task(tiny_data):
+    def make(width=1):
+        torch.manual_seed(0)
+        network = TinyNetwork(width).eval()
+        graph = trace_network(network, torch.zeros(1, 1, 6, 6))
+        library = PatternLibrary.from_specs(
+            [
+                {"family": "dense"},
+                {"family": "channel", "ratio": 0.5},
+                {"family": "kernel_shape", "name": "plus", "rows": [".#.", "###", ".#."]},
+            ]
+        )
+        return PruningTask(network, graph, tiny_data.search, library=library)
+
+    return make
+
+
+@pytest.fixture
+def tiny_task(make_tiny_task):
+    return make_tiny_task()
 
 
 @pytest.fixture

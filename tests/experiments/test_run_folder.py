@@ -119,3 +119,14 @@ def test_settings_are_read():
 def test_settings_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Settings.from_config({**GOOD, **changes}, show_progress=False)
+
+
+def test_a_resumed_search_keeps_what_was_measured_and_fine_tuned(tmp_path):
+    run = RunFolder(tmp_path)
+    kept = (run.config, run.journal, run.fine_tuning("pruned"), run.fine_tuning("uniform"))
+    for path in (*kept, run.metrics, run.summary):
+        path.touch()
+    run.forget_results(evaluations=False)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+    run.forget_results(evaluations=True)
+    assert list(tmp_path.iterdir()) == [run.config]

@@ -83,6 +83,31 @@ def test_masked_weights_are_exactly_zero_after_every_step_and_the_rest_learns(ne
     assert not torch.equal(kept, before[masks["0.weight"]])
 
 
+def test_a_killed_fine_tuning_that_goes_on_equals_one_in_one_go(
+    network, samples, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("networks.epoch_checkpoint.MOST_SHARE", 1e9)  # after every epoch
+    masks = {"0.weight": torch.rand(8, 6, generator=torch.Generator().manual_seed(1)) < 0.5}
+    whole, parts = copy.deepcopy(network), copy.deepcopy(network)
+    fine_tune(whole, samples, **RECIPE, masks=masks)
+    path = tmp_path / "state.safetensors"
+    seen = []
+
+    def progress(step, total, loss):
+        seen.append(step)
+        if len(seen) == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(parts, samples, **RECIPE, masks=masks, progress=progress, checkpoint=path)
+    fine_tune(network, samples, **RECIPE, masks=masks, progress=progress, checkpoint=path)
+    assert seen == [*range(1, 11), *range(9, 13)]  # 2 of 3 epochs of 4 steps were whole
+    assert not network[0].weight[~masks["0.weight"]].any()
+    assert all(
+        torch.equal(value, network.state_dict()[name]) for name, value in whole.state_dict().items()
+    )
+
+
 def test_zero_epochs_change_nothing_but_masked_weights(network, samples):
     before = copy.deepcopy(network.state_dict())
     fine_tune(network, samples, **{**RECIPE, "epochs": 0})
