@@ -90,18 +90,18 @@ def test_a_process_fits_a_trend_and_knows_where_it_knows_nothing():
     assert far[0] > 2 * deviation.mean()
 
 
-def test_a_ruined_network_does_not_hide_what_separates_the_good_ones():
+def test_how_badly_a_network_is_ruined_plays_no_part():
     rng = np.random.default_rng(1)
-    plans = rng.uniform(0.3, 1.0, (60, 3))
-    rewards = plans[:, 0].copy()
-    rewards[:2] = -20.0
-    correlations = {}
-    for floor in (2.0, 1e6):
-        model = GaussianProcess(floor=floor)
+    plans = rng.uniform(0.3, 1.0, (40, 3))
+    predictions = []
+    for ruin in (-20.0, -2000.0):
+        rewards = plans[:, 0].copy()
+        rewards[:2] = ruin
+        model = GaussianProcess(floor=2.0)
         model.fit(plans, rewards)
-        correlations[floor] = np.corrcoef(model.predict(plans[2:])[0], plans[2:, 0])[0, 1]
-    assert correlations[2.0] > 0.9
-    assert correlations[2.0] > correlations[1e6] + 0.1
+        predictions.append(model.predict(plans)[0])
+    np.testing.assert_array_equal(*predictions)
+    assert np.corrcoef(predictions[0][2:], plans[2:, 0])[0, 1] > 0.9
 
 
 def test_imagined_episodes_are_one_step_paid_by_the_model():
@@ -135,9 +135,7 @@ def test_bad_settings_are_refused(make_env, settings, message):
 
 
 def test_a_floor_of_nothing_is_refused():
-    with pytest.raises(
-        ValueError, match=r"floor=0: wanted is a number above 0. Change agent.model"
-    ):
+    with pytest.raises(ValueError, match=r"floor=0: wanted is a number above 0"):
         GaussianProcess(floor=0)
 
 
@@ -147,5 +145,5 @@ def test_other_environments_and_files_are_refused(make_env, tmp_path):
     agent = made(make_env("ratio"), drawn_plans=50)
     agent.learn(21)
     agent.save(tmp_path / "agent.zip")
-    with pytest.raises(ValueError, match="not loaded from a file. Start the search again with"):
+    with pytest.raises(ValueError, match=r"not loaded from a file\. Start the search again with"):
         ImaginationAgent.load(tmp_path / "agent.zip")
