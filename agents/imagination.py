@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv
 
 from agents.allocation_policy import AllocationPolicy
 from agents.evolution import EvolutionAgent
 from agents.imagined_env import ImaginedVecEnv, Preview
 from agents.on_policy import PPO
-from agents.reward_model import RewardModel
+from agents.reward_model import GaussianProcess, RewardModel
 
 
 class ImaginationStrategy:
@@ -38,7 +40,8 @@ class ImaginationStrategy:
         ppo: improves the policy; built with `imagined`.
         imagined: the environment of imagined outcomes.
         model: what is learned of rewards.
-        warm_up: plans drawn around the start before the model is first asked, at least 2.
+        warm_up: plans measured before the model is first asked, the start and draws around it, at
+            least 2.
         plans_per_round: measurements between two fits of the model.
         updates: rollouts of imagined plans per round; 0 draws around the best plan.
         drawn_plans: draws that the measured plans are selected from, at least `plans_per_round`.
@@ -69,11 +72,12 @@ class ImaginationStrategy:
         self._imagined = imagined
         self._model = model
         self._rng = np.random.default_rng(seed)
-        self._queue = [np.asarray(start, dtype=np.float32)]
+        self._queue: list[np.ndarray] = []
         self._actions: list[np.ndarray] = []
         self._plans: list[np.ndarray] = []
         self._rewards: list[float] = []
-        self._policy.centre(self._imagined.observation, self._queue[0])
+        self._start = np.asarray(start, dtype=np.float32)
+        self._policy.centre(self._imagined.observation, self._start)
 
     @property
     def mean(self) -> np.ndarray:
@@ -88,9 +92,13 @@ class ImaginationStrategy:
 
     def ask(self) -> np.ndarray:
         """The next plan of this round, as an action; the same until its value is told."""
+        return self.ask_several(1)[0]
+
+    def ask_several(self, count: int) -> list[np.ndarray]:
+        """The next plans of this round, in the order in which their values are told."""
         if not self._queue:
-            self._queue = self._warm_up() if len(self._rewards) < self.warm_up else self._round()
-        return self._queue[0]
+            self._queue = self._round() if self._rewards else self._warm_up()
+        return self._queue[:count]
 
     def tell(self, value: float) -> None:
         """Remember what the plan asked last is worth."""
@@ -101,7 +109,7 @@ class ImaginationStrategy:
         self._rewards.append(value)
 
     def _warm_up(self) -> list[np.ndarray]:
-        return list(self._draw(self.warm_up - len(self._rewards)))
+        return [self._start, *self._draw(self.warm_up - 1)]
 
     def _round(self) -> list[np.ndarray]:
         plans = np.asarray(self._plans)
@@ -129,7 +137,8 @@ class ImaginationStrategy:
                     known.add(plan)
                     selected.append(actions[index])
                     break
-        return selected or [actions[0]]  # all are known: a step that costs no evaluation
+        # what is known already costs no evaluation
+        return selected + list(actions[: self.plans_per_round - len(selected)])
 
     def _draw(self, count: int) -> np.ndarray:
         mean, deviation = self._mean_and_deviation()
@@ -152,7 +161,7 @@ class ImaginationAgent(EvolutionAgent):
         policy: `agents.allocation_policy.AllocationPolicy` or a subclass.
         policy_kwargs: its arguments; `log_std_init` is the width of the search around the best
             plan in every round.
-        model: what is learned of rewards.
+        model: what is learned of rewards; None for a Gaussian process.
         imagined_plans: plans per imagined rollout, at least 2.
         n_epochs: passes over an imagined rollout.
         learning_rate: of the policy.
@@ -177,17 +186,17 @@ class ImaginationAgent(EvolutionAgent):
         *,
         policy: type[AllocationPolicy] = AllocationPolicy,
         policy_kwargs: Mapping[str, Any] | None = None,
-        model: RewardModel,
+        model: RewardModel | None = None,
         imagined_plans: int = 64,
         n_epochs: int = 5,
         learning_rate: float = 2e-2,
         rank_power: float | None = 4.0,
         clip_range: float = 0.3,
-        warm_up: int = 10,
-        plans_per_round: int = 2,
-        updates: int = 5,
-        drawn_plans: int = 200,
-        optimism: float = 0.5,
+        warm_up: int = 20,
+        plans_per_round: int = 5,
+        updates: int = 2,
+        drawn_plans: int = 800,
+        optimism: float = 1.5,
         seed: int | None = None,
         verbose: int = 0,
         device: str = "cpu",
@@ -211,7 +220,7 @@ class ImaginationAgent(EvolutionAgent):
             )
         self._policy_class = policy
         self._policy_kwargs = dict(policy_kwargs or {})
-        self._model = model
+        self._model = GaussianProcess() if model is None else model
         self._ppo_settings: dict[str, Any] = {
             "batch_size": imagined_plans,
             "n_epochs": n_epochs,
@@ -230,9 +239,41 @@ class ImaginationAgent(EvolutionAgent):
         }
         super().__init__(env, sigma=1.0, seed=seed)
 
+    @classmethod
+    def load(cls, path: str | Path, env: Any = None) -> ImaginationAgent:
+        """Refused: a reward model and a policy are made by their classes, not read from a file.
+
+        Raises:
+            ValueError: always; it says how to go on with a search instead.
+        """
+        raise ValueError(
+            f"{path}: {cls.__name__} is not loaded from a file. Start the search again with "
+            "resume=auto, which replays its evaluations and costs seconds."
+        )
+
+    def _check_number(self, num_envs: int) -> None:
+        """A round is drawn at once, so its plans can be measured side by side.
+
+        Raises:
+            ValueError: a round cannot be shared out equally.
+        """
+        settings = self._strategy_settings
+        for name in ("warm_up", "plans_per_round"):
+            if settings[name] % num_envs:
+                raise ValueError(
+                    f"{name}={settings[name]} plans cannot be shared out equally among "
+                    f"vec_env.num_envs={num_envs} environments. Set agent.{name} to a multiple of "
+                    "vec_env.num_envs."
+                )
+
+    def _actions(self, env: VecEnv) -> np.ndarray:
+        strategy = self._searching(env)
+        assert isinstance(strategy, ImaginationStrategy), "made below"
+        return np.stack(strategy.ask_several(env.num_envs))
+
     def _make_strategy(self, start: np.ndarray, space: spaces.Box) -> ImaginationStrategy:
         env = self._attached_env()
-        (observation,) = env.env_method("first_observation")
+        (observation,) = env.env_method("first_observation", indices=[0])
         imagined = ImaginedVecEnv(
             observation,
             env.observation_space,

@@ -52,6 +52,7 @@ class ImaginedVecEnv(VecEnv):
         num_envs: int,
         preview: Preview,
     ) -> None:
+        self.render_mode = None  # asked for by the constructor below
         super().__init__(num_envs, observation_space, action_space)
         self.observation = observation
         self.preview = preview

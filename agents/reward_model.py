@@ -30,9 +30,8 @@ class GaussianProcess:
     """A linear trend plus a smooth deviation, over the logarithms of the kept fractions.
 
     Rasmussen and Williams, "Gaussian Processes for Machine Learning" (2006), with scikit-learn's
-    implementation. One length scale serves all sites: with one for each, the few hundred
-    measurements of a search fit it to noise (rank correlation on plans not seen: 0.91 against
-    0.94, 60 plans of ResNet-20).
+    implementation. One length scale serves all sites, in units of how far the plans differ there:
+    with one for each, the few hundred measurements of a search would fit it to noise.
 
     Args:
         floor: rewards further below the median than so many interquartile ranges count as if they
@@ -40,6 +39,10 @@ class GaussianProcess:
     """
 
     def __init__(self, floor: float = 2.0) -> None:
+        if not floor > 0.0:
+            raise ValueError(
+                f"floor={floor}: wanted is a number above 0. Change agent.model.floor."
+            )
         self.floor = floor
         self._process: GaussianProcessRegressor | None = None
         self._centre = self._scale = np.zeros(0)

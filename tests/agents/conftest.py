@@ -99,6 +99,13 @@ class BestPatternEnv(gymnasium.Env):
     def uniform_ratios(self):
         return dict.fromkeys(range(self.topology.num_sites), 0.25)
 
+    def preview(self, actions, *, rounded=False):
+        kept = 0.5 + 0.4 * np.asarray(actions, dtype=np.float64)
+        return np.round(kept, 3) if rounded else kept
+
+    def first_observation(self):
+        return self._observe()
+
     def encode_ratios(self, ratios):
         values = [ratios[self._site]] if self.is_sequential else list(ratios.values())
         if not self.is_pattern:

@@ -176,3 +176,35 @@ def test_outside_a_band_it_is_worse_than_the_worst_inside():
 def test_the_reward_asks_for_a_budget(make_env):
     with pytest.raises(ValueError, match="reward=log_likelihood and budget=none"):
         make_env("Allocation-v0", budget=Unlimited())
+
+
+def test_a_preview_is_what_a_step_would_execute(make_env):
+    env = make_env("Allocation-v0", action=AllocationAction(log_range=2.0))
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (20, num_sites(env))).astype(np.float32)
+    sizes = np.array([group.size for group in env.task.graph.groups])
+    exact = env.preview(actions, rounded=True)
+    assert exact.shape == actions.shape
+    for action, plan in zip(actions, exact, strict=True):
+        counts, _ = played(env, action)
+        assert (plan * sizes).tolist() == counts
+    relaxed = env.preview(actions)
+    macs = env.task.cost.macs_of_counts(relaxed * sizes)
+    np.testing.assert_allclose(macs, 0.5 * env.task.cost.base_macs, rtol=1e-3)
+    assert np.abs(relaxed - exact).mean() < 2.0 / sizes.min()
+
+
+def test_asking_for_a_preview_or_an_observation_changes_nothing(make_env):
+    env = make_env("Allocation-v0")
+    first, _ = env.reset()
+    env.preview(np.ones((3, num_sites(env))))
+    again = env.first_observation()
+    assert all(np.array_equal(first[key], again[key]) for key in first)
+    assert (env.num_evaluations, env.history) == (0, [])
+
+
+@pytest.mark.parametrize("env_id", ["AMC-v0", "AutoSculpt-v0"])
+def test_patterns_and_single_sites_have_no_preview(make_env, env_id):
+    env = make_env(env_id)
+    with pytest.raises(ValueError, match="Only ratios of all sites at once can be previewed"):
+        env.preview(np.zeros((2, num_sites(env))))
