@@ -22,6 +22,7 @@ from experiments.report_charts import (
     shown_metric,
     style_of,
 )
+from experiments.report_reasoning import read_reasoning
 from experiments.report_runs import ReportRun, as_comparison, find_runs
 from experiments.report_structure import read_structure
 from experiments.run_folder import write_text
@@ -121,6 +122,7 @@ def page(runs: Sequence[ReportRun], path: Path) -> dict[str, Any]:
         ],
         "pareto": pareto(runs),
         "structure": read_structure({label: run.folder for label, run in best_of.items()}),
+        "reasoning": read_reasoning(runs),
         "runs": [{"run": run, **_replay(run)} for run in runs],
         "is_single": len(runs) == 1,
     }

@@ -75,6 +75,11 @@ class RunFolder:
         return self.path / "figures"
 
     @property
+    def proposals(self) -> Path:
+        """What a language model proposed and why, one line per proposal; of such agents alone."""
+        return self.path / "llm_proposals.jsonl"
+
+    @property
     def report(self) -> Path:
         """One self-contained page about the run."""
         return self.path / "report.html"

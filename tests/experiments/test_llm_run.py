@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import subprocess
 import sys
@@ -69,6 +70,15 @@ def test_the_recording_of_the_tests_is_replayed_without_network_or_key(train, tm
     assert executed == pytest.approx(best["plan"])
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["evaluations"] == 4
+    page = html.unescape((folder / "report.html").read_text())
+    for proposal in proposals:  # its reasoning stands beside what it led to
+        after = page[page.index(f"<summary>{proposal['number'] + 1}: ") :]
+        assert proposal["reasoning"] in after[: after.index("</details>")]
+        outcome = after[: after.index("</summary>")]
+        is_measured = proposal["status"] == "measured"
+        assert is_measured == ("on the reward split" in outcome)
+        if is_measured:
+            assert f"accuracy {100 * proposal['accuracy']:.2f} %" in outcome
     assert 0.475 <= summary["pruned"]["macs"] / summary["base"]["macs"] <= 0.505
 
 
