@@ -77,7 +77,7 @@ def test_wrong_arguments_are_refused(arguments, message):
 def test_spaces_that_cannot_be_listed_are_refused(tmp_path, monkeypatch):
     small = [*SPACE, f"cache_dir={tmp_path}", "--agents", "random"]
     with pytest.raises(ValueError, match="Set env=autosculpt"):
-        known_best.main([*small, "env/episode=layerwise"])
+        known_best.main(["env/episode=layerwise", *small])
     monkeypatch.setattr(known_best, "MOST_PLANS", 10)
     with pytest.raises(ValueError, match="more than 10"):
         known_best.main(small)
