@@ -21,7 +21,7 @@ SHARED = (
 )  # fmt: skip
 """What all rows have in common: only then does a difference come from the policy."""
 
-BOOKKEEPING = ("progress_bar", "cache_dir", "debug", "logger", "resume")
+BOOKKEEPING = ("progress_bar", "cache_dir", "debug", "logger", "resume", "export")
 """What changes no number of a run."""
 
 

@@ -23,6 +23,8 @@ from experiments.building import (
     own_options,
     trace,
 )
+from experiments.evaluate_pruned import load_run_network
+from experiments.export import export_run, first_batch, print_export
 from experiments.final_report import FinalReport, ReportOptions
 from experiments.identity import RunIdentity
 from experiments.progress import TrainingProgress, shows_progress
@@ -76,11 +78,14 @@ def run_job(
     torch.set_num_threads(settings.num_threads)
     if settings.latency_onnxruntime:  # asked for by name: better refused now than missed at the end
         require_packages("onnx", "onnxruntime")
+    if "onnx" in settings.export:  # likewise
+        require_packages("onnx", "onnxscript", "onnxruntime")
     start = choose_run(plain, folder, search_root)
     if start.state == FINISHED:
         summary = Summary.from_dict(start.run.read_summary())
         leave_folder(folder, start.run, search_root)
         print_report(summary, start.run.path, _targets(plain))
+        _export(start.run, plain, settings)
         return summary.best_reward
     with locked(start.run):
         leave_folder(folder, start.run, search_root)
@@ -129,7 +134,21 @@ def _run(
     write_json(run.summary, summary.to_dict())
     run.forget_fine_tuning()
     print_report(summary, run.path, _targets(plain))
+    _export(run, plain, settings, data)
     return summary.best_reward
+
+
+def _export(
+    run: RunFolder, plain: Mapping[str, Any], settings: Settings, data: DataSplits | None = None
+) -> None:
+    """Write the files that the key `export` asks for, from the network that the run has saved."""
+    if not settings.export:
+        return
+    reward = (data or build_data(plain["data"])).search.reward
+    network = load_run_network(run.pruned, plain["network"], plain["network"]["_target_"])
+    inputs = first_batch(reward, plain["evaluation"]["batch_size"])
+    for report in export_run(run, network, inputs, settings.export):
+        print_export(report)
 
 
 def _targets(plain: Mapping[str, Any]) -> dict[str, str]:
