@@ -147,11 +147,18 @@ class FinalReport:
                 masks=slim_masks(task.graph, candidate.keep, masks),
                 progress=progress,
                 checkpoint=checkpoint,
+                teacher=self._teacher(),
                 **self.options.fine_tune,
             )
             accuracy = task.evaluator.measure(network, test_split).accuracy
             report = replace(report, test_accuracy_finetuned=accuracy)
         return FinalNetwork(network, report, self._correct(accuracy))
+
+    def _teacher(self) -> nn.Module | None:
+        """The unpruned network, where the recipe distils from it."""
+        if self.options.fine_tune.get("distillation") is None:
+            return None
+        return self.task.slimmer.materialize(KeepSet.full(self.task.graph))
 
     @property
     def latency_conditions(self) -> LatencyConditions:

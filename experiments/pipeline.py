@@ -41,6 +41,7 @@ from experiments.summary import Summary
 from networks.data import DataSplits
 from networks.pretrained import pretrain
 from networks.sparse_training import train_sparsely
+from pruning.fine_tuning import with_learning_rate
 from pruning.onnx_runtime import require_packages
 from pruning.task import PruningTask
 
@@ -109,6 +110,7 @@ def _run(
     build_parts(config)  # refuses what is out of range before anything costs time
     instantiate(config.reconstruction)  # likewise
     instantiate(config.sparse_training, _convert_="all")  # likewise
+    report_options(config, plain, settings)  # likewise
     data = build_data(plain["data"])
     splits = {name: list(indices) for name, indices in data.indices.items()}
     write_json(run.splits, {"data": data.name, "indices": splits})
@@ -263,7 +265,10 @@ def build_task(
 def report_options(config: DictConfig, plain: dict[str, Any], settings: Settings) -> ReportOptions:
     """How base, pruned and uniform network are measured."""
     return ReportOptions(
-        fine_tune=instantiate(config.fine_tune, _convert_="all"),
+        fine_tune=with_learning_rate(
+            instantiate(config.fine_tune, _convert_="all"),
+            plain["pretrain"].get("learning_rate"),
+        ),
         recalibrate=bool(plain["evaluation"]["recalibrate"]),
         latency_batch=settings.latency_batch,
         latency_threads=settings.latency_threads,

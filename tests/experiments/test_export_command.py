@@ -196,7 +196,9 @@ def test_a_run_exports_what_its_config_asks_for(train, tmp_path, monkeypatch, ca
     assert not (folder / "pruned.onnx").exists()
 
     needs_extra()
-    summary, searched = ((folder / name).stat().st_mtime_ns for name in ("summary.json", "plan.json"))
+    summary, searched = (
+        (folder / name).stat().st_mtime_ns for name in ("summary.json", "plan.json")
+    )
     train(tmp_path / "again", "export=[onnx,pt2]", "resume=auto")  # the run itself is done
     assert (folder / "pruned.onnx").is_file()
     assert summary == (folder / "summary.json").stat().st_mtime_ns
