@@ -33,6 +33,7 @@ from experiments.report_runs import open_run
 from experiments.report_stage import write_report
 from experiments.report_table import print_report
 from experiments.resume import FINISHED, NEW, choose_run, config_text, leave_folder, locked
+from experiments.rewinding import rewound_network
 from experiments.run_folder import RunFolder, write_json, write_text
 from experiments.search_stage import build_parts, search
 from experiments.settings import Settings
@@ -115,6 +116,8 @@ def _run(
     splits = {name: list(indices) for name, indices in data.indices.items()}
     write_json(run.splits, {"data": data.name, "indices": splits})
     network = trained_network(config, plain, data, settings)
+    recipe = instantiate(config.pretrain, _convert_="all")
+    rewound = rewound_network(network, plain, recipe, data, settings)
     make_sparse(config, network, data, run, settings)
     task = build_task(config, plain, network, data, settings)
     log.info(
@@ -128,7 +131,7 @@ def _run(
     with open_mirrors(plain, run.path, identity) as mirrors:
         seed_everything(settings.seed)  # whether the network was trained just now or before
         found = search(config, settings, task, run, [KeptOpen(mirror) for mirror in mirrors])
-        report = FinalReport(task, data, report_options(config, plain, settings))
+        report = FinalReport(task, data, report_options(config, plain, settings, rewound))
         summary, rows = write_report(report, found, run, plain, identity, settings, started=started)
         for mirror in mirrors:
             mirror.report(summary.to_dict(), rows)
@@ -262,16 +265,25 @@ def build_task(
     )
 
 
-def report_options(config: DictConfig, plain: dict[str, Any], settings: Settings) -> ReportOptions:
-    """How base, pruned and uniform network are measured."""
+def report_options(
+    config: DictConfig,
+    plain: dict[str, Any],
+    settings: Settings,
+    rewound: nn.Module | None = None,
+) -> ReportOptions:
+    """How base, pruned and uniform network are measured, and what fine-tuning starts from.
+
+    Raises:
+        ValueError: fine-tuning has no learning rate.
+    """
+    fine_tune = instantiate(config.fine_tune, _convert_="all")
+    fine_tune.pop("rewind_to", None)
     return ReportOptions(
-        fine_tune=with_learning_rate(
-            instantiate(config.fine_tune, _convert_="all"),
-            plain["pretrain"].get("learning_rate"),
-        ),
+        fine_tune=with_learning_rate(fine_tune, plain["pretrain"].get("learning_rate")),
         recalibrate=bool(plain["evaluation"]["recalibrate"]),
         latency_batch=settings.latency_batch,
         latency_threads=settings.latency_threads,
         latency_seconds=settings.latency_seconds,
         latency_onnxruntime=settings.latency_onnxruntime,
+        rewound=rewound,
     )

@@ -76,6 +76,7 @@ def train(
     loss: Loss | None = None,
     extra_loss: ExtraLoss | None = None,
     precision: str | None = None,
+    stop_after: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> None:
     """Train a network in place, on the device it is on, and leave it in eval mode.
@@ -104,6 +105,8 @@ def train(
         precision: "bfloat16" computes the forward pass in it where torch holds it safe
             (torch.autocast), on a CPU too; weights and their updates stay float32. None for float32
             throughout.
+        stop_after: epochs after which it ends, at least 0, as if it had been killed then: the
+            schedule is that of all `epochs`. None for all.
         checkpoint: .safetensors file that gets the state after every epoch (of very short ones,
             not every one: `networks.epoch_checkpoint.MOST_SHARE`); the caller removes it.
             If it is there already, of a training with the same settings, initial weights and
@@ -160,7 +163,7 @@ def train(
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda done: _factor(before + done, total)
         )
-        for epoch in range(first, epochs):
+        for epoch in range(first, epochs if stop_after is None else min(stop_after, epochs)):
             epoch_loss = torch.zeros((), device=device)
             batches = samples.batches(batch_size, generator=order, augment=augment)
             for _, (inputs, targets) in zip(range(steps_per_epoch), batches, strict=False):

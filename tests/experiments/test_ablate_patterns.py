@@ -51,8 +51,8 @@ def test_sizes_that_cannot_be_are_refused(size):
 
 
 def test_unknown_and_missing_libraries_are_refused():
-    with pytest.raises(ValueError, match=r"library 'chanel'\. Did you mean 'channel'\?"):
-        library_rows({**COMPARE, "libraries": ["chanel"]})
+    with pytest.raises(ValueError, match=r"library 'channels'\. Did you mean 'channel'\?"):
+        library_rows({**COMPARE, "libraries": ["channels"]})
     with pytest.raises(ValueError, match="There is no pattern library to compare"):
         library_rows({**COMPARE, "libraries": []})
 
