@@ -163,8 +163,9 @@ def print_stages(result: Mapping[str, Any], folder: Path) -> None:
         title=f"{result['agent']} prunes {result['network']} in {len(result['stages'])} stages",
         title_justify="left",
         caption=(
-            f"Test accuracy; {epochs} epochs of fine-tuning after every stage. uniform: the stage "
-            "pruned uniformly\nat equal MACs and fine-tuned alike. MACs: of the unpruned network's."
+            f"Test accuracy; {epochs} epochs of fine-tuning after every stage.\n"
+            "MACs: of the unpruned network's. uniform: the stage pruned\n"
+            "uniformly at equal MACs, and fine-tuned alike."
         ),
         caption_justify="left",
     )
