@@ -48,8 +48,10 @@ def library_rows(compare: Mapping[str, Any]) -> tuple[Row, ...]:
     """
     from experiments.comparison_rows import read_rows
 
-    libraries = {name: _specs(name) for name in compare["libraries"]}
-    rows = {name: (f"patterns={name}",) for name in libraries}
+    rows: dict[str, tuple[str, ...]] = {}
+    for name in compare["libraries"]:
+        _specs(name)  # refuses one that is not there
+        rows[name] = (f"patterns={name}",)
     largest = compare["size_of"]
     if largest is not None:
         specs = _specs(largest)

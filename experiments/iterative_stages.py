@@ -110,6 +110,7 @@ def run_stages(
     identity = replace(identity, overrides=_without_targets(identity.overrides))
     _check_channels_only(config, plain)
     settings = Settings.from_config(plain, show_progress=shows_progress(plain["progress_bar"]))
+    torch.set_num_threads(settings.num_threads)
     data = build_data(plain["data"])
     base = build_network(plain["network"])
     graph = trace(base, data, settings)
@@ -120,7 +121,8 @@ def run_stages(
             "train_agent.py, or choose a network of convolutions such as network=resnet20_cifar10."
         )
     base_macs = CostModel(graph).base_macs
-    keep, files, rewound = KeepSet.full(graph), [], None
+    keep, rewound = KeepSet.full(graph), None
+    files: list[str] = []
     rows: list[dict[str, Any]] = []
     for number, target in enumerate(schedule.relative_macs, 1):
         run = RunFolder(folder / f"stage_{number}")
