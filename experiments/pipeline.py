@@ -42,7 +42,7 @@ from experiments.summary import Summary
 from networks.data import DataSplits
 from networks.pretrained import pretrain
 from networks.sparse_training import train_sparsely
-from pruning.fine_tuning import with_learning_rate
+from pruning.fine_tuning import check_fine_tuning, with_learning_rate
 from pruning.onnx_runtime import require_packages
 from pruning.task import PruningTask
 
@@ -111,7 +111,7 @@ def _run(
     build_parts(config)  # refuses what is out of range before anything costs time
     instantiate(config.reconstruction)  # likewise
     instantiate(config.sparse_training, _convert_="all")  # likewise
-    report_options(config, plain, settings)  # likewise
+    check_fine_tuning(report_options(config, plain, settings).fine_tune)  # likewise
     data = build_data(plain["data"])
     splits = {name: list(indices) for name, indices in data.indices.items()}
     write_json(run.splits, {"data": data.name, "indices": splits})

@@ -140,6 +140,21 @@ def with_learning_rate(recipe: Mapping[str, Any], original: float | None) -> dic
     return arguments
 
 
+def check_fine_tuning(recipe: Mapping[str, Any]) -> None:
+    """Refuse what `fine_tune` would refuse, before a search has cost time.
+
+    Args:
+        recipe: arguments of `fine_tune`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    nothing = nn.Identity()
+    samples = SampleSet(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))
+    checked = {**recipe, "epochs": min(0, recipe["epochs"])}
+    fine_tune(nothing, samples, teacher=nothing, **checked)
+
+
 def _share_of_labels(
     loss: Loss | None, label_smoothing: float, distillation: Distillation | None
 ) -> Loss | None:

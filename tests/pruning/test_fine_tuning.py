@@ -8,7 +8,7 @@ from torch import nn
 from graphs.tracing import trace_network
 from networks.data import SampleSet
 from pruning.distillation import Distillation
-from pruning.fine_tuning import fine_tune, with_learning_rate
+from pruning.fine_tuning import check_fine_tuning, fine_tune, with_learning_rate
 from pruning.keep_set import KeepSet
 from pruning.masks import slim_masks
 from pruning.slimming import Slimmer
@@ -309,3 +309,20 @@ def test_a_learning_rate_can_be_a_fraction_of_the_original():
     ):
         with pytest.raises(ValueError, match=message):
             with_learning_rate({**recipe, **changes}, original)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"l1_penalty": -1.0}, "l1_penalty must be null or 0 or more"),
+        ({"precision": "half"}, "precision must be null or bfloat16"),
+        ({"epochs": -1}, "epochs must be at least 0, got -1"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be in"),
+    ],
+)
+def test_a_recipe_is_refused_before_it_is_needed(change, message):
+    state = torch.get_rng_state()
+    check_fine_tuning({**RECIPE, "distillation": Distillation()})
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(ValueError, match=message):
+        check_fine_tuning({**RECIPE, **change})
