@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from experiments.command_line import EXIT_BUG, guard_job, run_hydra_command
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from experiments.comparison_results import Comparison
     from experiments.comparison_rows import Job, Row
@@ -28,23 +28,45 @@ if TYPE_CHECKING:
 def main(config: DictConfig) -> float:
     """Run what is missing, then write table, data and figures."""
     # Imported here: --help, --cfg and tab completion stay instant.
-    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
+
+    from experiments.comparison_rows import read_rows
+
+    compare: dict[str, Any] = OmegaConf.to_container(config.compare, resolve=True)  # type: ignore[assignment]
+    return run_comparison(read_rows(compare["agents"], compare["policies"]), compare)
+
+
+def run_comparison(
+    rows: Sequence[Row], compare: Mapping[str, Any], config_name: str = "compare_policies"
+) -> float:
+    """Run what is missing of a comparison, in the folder of the Hydra job that is running.
+
+    Args:
+        rows: what is compared.
+        compare: the section `compare` as plain data.
+        config_name: the config that the rows override.
+
+    Returns:
+        The highest accuracy on the reward split.
+
+    Raises:
+        ValueError: a setting is wrong, or the rows cannot be compared.
+        SystemExit: runs failed; the others are reported.
+    """
+    from hydra.core.hydra_config import HydraConfig
 
     from experiments.comparison_figures import draw_comparison
     from experiments.comparison_results import write_comparison
-    from experiments.comparison_rows import make_jobs, read_rows
+    from experiments.comparison_rows import make_jobs
     from experiments.comparison_runs import run_jobs
     from experiments.comparison_table import print_comparison
     from experiments.report import write_page
     from experiments.report_runs import find_runs
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    compare: dict[str, Any] = OmegaConf.to_container(config.compare, resolve=True)  # type: ignore[assignment]
     processes = _processes(compare["jobs"])
     given = [text for text in HydraConfig.get().overrides.task if not _is_compare(text)]
-    rows = read_rows(compare["agents"], compare["policies"])
-    jobs = make_jobs(rows, compare, given, folder)
+    jobs = make_jobs(rows, compare, given, folder, config_name)
     failures = () if compare["report_only"] else run_jobs(jobs, processes=processes)
     comparison = collect(rows, jobs, failures, folder, given)
     prefixes = [folder / "comparison"]

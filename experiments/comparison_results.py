@@ -45,6 +45,9 @@ class RunResult:
         reward_loss: of the kept plan, on the reward split; None when the run did not record it.
         test_accuracy: of the kept plan, before fine-tuning.
         test_accuracy_finetuned: after fine-tuning; None without.
+        relative_dense_macs: MACs on dense hardware over those of the unpruned network; differs
+            from `relative_macs` where the budget counts the weights that are not masked. None in
+            comparisons of old.
     """
 
     label: str
@@ -59,6 +62,7 @@ class RunResult:
     reward_loss: float | None
     test_accuracy: float
     test_accuracy_finetuned: float | None
+    relative_dense_macs: float | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,7 @@ def read_run(folder: Path, root: Path, label: str) -> tuple[RunResult, list[Curv
         relative_macs=summary["relative_macs"],
         within_budget=summary["budget"]["met"],
         **{metric: pruned.get(metric) for metric in METRICS},
+        relative_dense_macs=pruned["macs"] / summary["base"]["macs"],
     )
     return result, ending_with(read_curve(run.metrics, label, budget, summary["seed"]), result)
 

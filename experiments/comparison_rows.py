@@ -21,7 +21,7 @@ SHARED = (
 )  # fmt: skip
 """What all rows have in common: only then does a difference come from the policy."""
 
-BOOKKEEPING = ("progress_bar", "cache_dir", "debug", "logger", "resume")
+BOOKKEEPING = ("progress_bar", "cache_dir", "debug", "logger", "resume", "export")
 """What changes no number of a run."""
 
 
@@ -131,6 +131,7 @@ def make_jobs(
     compare: Mapping[str, Any],
     common: Sequence[str],
     folder: Path,
+    config_name: str = "compare_policies",
 ) -> tuple[Job, ...]:
     """Compose the config of every run, and refuse what would make the comparison unfair.
 
@@ -141,6 +142,7 @@ def make_jobs(
         compare: the section `compare` as plain data.
         common: the overrides of the command line, those of `compare` left out.
         folder: folder of the comparison.
+        config_name: the config that everything overrides.
 
     Returns:
         The jobs; all rows of one seed come before the next seed, so that a comparison that is
@@ -157,12 +159,14 @@ def make_jobs(
         for budget in budgets:
             fixed = [f"seed={seed}"]
             fixed += [] if budget is None else [f"budget.relative_macs={budget}"]
-            jobs += [_make_job(row, common, fixed, folder) for row in rows]
+            jobs += [_make_job(row, common, fixed, folder, config_name) for row in rows]
     check_fairness([(job.row.label, job.budget, _plain(job.open_config())) for job in jobs], axes)
     return tuple(jobs)
 
 
-def _make_job(row: Row, common: Sequence[str], fixed: Sequence[str], folder: Path) -> Job:
+def _make_job(
+    row: Row, common: Sequence[str], fixed: Sequence[str], folder: Path, config_name: str
+) -> Job:
     for reserved in ("seed", "budget.relative_macs", "search.evaluations", "compare"):
         if any(_key(override) == reserved for override in row.overrides):
             raise ValueError(
@@ -172,7 +176,7 @@ def _make_job(row: Row, common: Sequence[str], fixed: Sequence[str], folder: Pat
     own = {_key(override) for override in row.overrides}
     overrides = [text for text in (*common, *fixed) if _key(text) not in own] + list(row.overrides)
     try:
-        composed = compose("compare_policies", overrides=overrides, return_hydra_config=True)
+        composed = compose(config_name, overrides=overrides, return_hydra_config=True)
     except Exception as error:
         message = explain(error)
         if message is None:
@@ -200,7 +204,7 @@ def _make_job(row: Row, common: Sequence[str], fixed: Sequence[str], folder: Pat
         folder=folder / f"relative_macs_{float(budget):g}" / row.folder / f"seed_{seed}",
         config=OmegaConf.to_yaml(config),
         identity=RunIdentity(
-            **names, overrides=tuple(overrides), sweep=f"compare_policies_{folder.name}"
+            **names, overrides=tuple(overrides), sweep=f"{config_name}_{folder.name}"
         ),
     )
 

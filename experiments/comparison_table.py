@@ -40,12 +40,14 @@ def print_comparison(comparison: Comparison) -> None:
         )
         metrics = [metric for metric in METRICS if (budget, labels[0], metric) in found]
         accuracies = _table(headline, [HEADINGS[metric] for metric in metrics])
-        costs = _table("", ["MACs", "evaluations", "search", *(f"beats {r}?" for r in RIVALS)])
-        accuracies.caption, costs.caption = ACCURACY_CAPTION, VERDICT_CAPTION
+        counts = ["non-zero MACs", "dense MACs"] if _counts_masks(comparison) else ["MACs"]
+        rivals = [rival for rival in RIVALS if rival in labels]
+        costs = _table("", [*counts, "evaluations", "search", *(f"beats {r}?" for r in rivals)])
+        accuracies.caption, costs.caption = ACCURACY_CAPTION, VERDICT_CAPTION if rivals else None
         for label in labels:
             cells = [estimate_cell(found[budget, label, metric], metric) for metric in metrics]
             accuracies.add_row(label, *cells)
-            verdicts = [verdict_cell(found[budget, label, "test_accuracy"], r) for r in RIVALS]
+            verdicts = [verdict_cell(found[budget, label, "test_accuracy"], r) for r in rivals]
             costs.add_row(label, *_costs(comparison, label, budget), *verdicts)
         console.print()
         console.print(accuracies)
@@ -74,11 +76,22 @@ def _costs(comparison: Comparison, label: str, budget: float) -> list[str]:
         return float(np.mean(comparison.values(metric, label, budget)))
 
     within = bool(np.all(comparison.values("within_budget", label, budget)))
+    dense = [f"{mean('relative_dense_macs'):.3f}"] if _counts_masks(comparison) else []
     return [
         f"{mean('relative_macs'):.3f}" + ("" if within else " over budget"),
+        *dense,
         f"{mean('evaluations'):.0f}",
         f"{mean('search_seconds'):.0f} s",
     ]
+
+
+def _counts_masks(comparison: Comparison) -> bool:
+    """Whether the budget counts other MACs than dense hardware does, in any run."""
+    return any(
+        run.relative_dense_macs is not None
+        and abs(run.relative_dense_macs - run.relative_macs) > 1e-9
+        for run in comparison.runs
+    )
 
 
 def estimate_cell(row: dict[str, Any], metric: str) -> str:

@@ -1,5 +1,6 @@
 """Write the pruned network of a run as ONNX and .pt2: python -m experiments.export RUN_DIR.
 
+The key `export` of train_agent.py does the same at the end of a run, the latency aside.
 As in `experiments.evaluate_pruned`, nothing a run folder names is executed unless it is part of
 Topiary's own `networks` package: name a network or data of your own on the command line.
 """
@@ -7,7 +8,7 @@ Topiary's own `networks` package: name a network or data of your own on the comm
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,15 @@ from experiments.command_line import run_command
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from experiments.run_folder import RunFolder
     from networks.data import SampleSet
     from pruning.export import ExportReport
     from pruning.latency import Latency
 
-FORMATS = {"onnx": ("onnx",), "pt2": ("pt2",), "all": ("onnx", "pt2")}
+ENDINGS = ("onnx", "pt2")
+"""Endings of the files that can be written; what the key `export` of a run may name."""
+
+FORMATS = {**{ending: (ending,) for ending in ENDINGS}, "all": ENDINGS}
 """Endings of the files each choice of --format writes."""
 
 
@@ -50,22 +55,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(int(config["num_threads"]))
     reward = build_run_data(config["data"], options.data).search.reward
     network = load_run_network(run.pruned, config["network"], options.network)
-    inputs = _first_batch(reward, config["evaluation"]["batch_size"])
-    for ending in FORMATS[options.format]:
-        _print_report(_export(ending, network, inputs, run.pruned.with_suffix(f".{ending}")))
+    inputs = first_batch(reward, config["evaluation"]["batch_size"])
+    for report in export_run(run, network, inputs, FORMATS[options.format]):
+        print_export(report)
     onnx_file = run.pruned.with_suffix(".onnx") if "onnx" in FORMATS[options.format] else None
     _print_latency(network, onnx_file, reward, config["evaluation"]["latency"])
     return 0
 
 
-def _export(ending: str, network: nn.Module, inputs: Tensor, path: Path) -> ExportReport:
+def export_run(
+    run: RunFolder, network: nn.Module, inputs: Tensor, endings: Sequence[str]
+) -> Iterator[ExportReport]:
+    """Write the pruned network of a run beside it, one file after the other.
+
+    Args:
+        run: its folder.
+        network: its pruned network, on the CPU.
+        inputs: normalised samples, at least one, that the files are compared on.
+        endings: of the files, each of ENDINGS.
+
+    Yields:
+        What was written, when it is there and its outputs are those of the network.
+
+    Raises:
+        ValueError: packages are missing, the network cannot be exported, or a file gives other
+            outputs (it is deleted).
+    """
     from pruning.export import export_onnx, export_program
 
     exporters = {"onnx": export_onnx, "pt2": export_program}
-    return exporters[ending](network, inputs, path)
+    for ending in endings:
+        yield exporters[ending](network, inputs, run.pruned.with_suffix(f".{ending}"))
 
 
-def _print_report(report: ExportReport) -> None:
+def print_export(report: ExportReport) -> None:
+    """Say in one line what was written, and how well it reproduces the network."""
     opset = "" if report.opset is None else f", opset {report.opset}"
     print(
         f"{report.path}: {report.size:,} bytes{opset}; differs from the pruned network by "
@@ -79,7 +103,7 @@ def _print_latency(
 ) -> None:
     from pruning.latency import measure_latency, measure_latency_onnx
 
-    inputs = _first_batch(reward, options["batch"])
+    inputs = first_batch(reward, options["batch"])
     conditions = {"threads": options["threads"], "min_run_time": options["min_run_time"]}
     latencies = [measure_latency(network, inputs, **conditions)]
     if onnx_file is not None:
@@ -99,7 +123,7 @@ def _runtime(latency: Latency) -> str:
     return f"{latency.runtime} {latency.torch_version}" if is_torch else latency.runtime
 
 
-def _first_batch(samples: SampleSet, size: int) -> Tensor:
+def first_batch(samples: SampleSet, size: int) -> Tensor:
     """The first samples, normalised as for the network."""
     inputs, _ = next(iter(samples.batches(size)))
     return inputs

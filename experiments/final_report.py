@@ -22,6 +22,7 @@ from pruning.latency import measure_latency, measure_latency_exported
 from pruning.masks import slim_masks
 from pruning.plan import Candidate
 from pruning.recalibration import recalibrate_batch_norm
+from pruning.slimming import Slimmer
 from pruning.task import PruningTask
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ class ReportOptions:
         latency_threads: CPU threads, at least 1.
         latency_seconds: seconds of repeats per network and runtime.
         latency_onnxruntime: whether to measure in onnxruntime too; None for where it is installed.
+        rewound: the unpruned network with the weights that fine-tuning starts from; None for those
+            that were pruned.
     """
 
     fine_tune: Mapping[str, Any]
@@ -49,6 +52,7 @@ class ReportOptions:
     latency_threads: int
     latency_seconds: float
     latency_onnxruntime: bool | None
+    rewound: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -141,17 +145,35 @@ class FinalReport:
         )
         self._check_macs(network, report.macs)
         if int(self.options.fine_tune["epochs"]) > 0:
+            network = self._rewound(candidate.keep) or network
             fine_tune(
                 network,
                 search.train,
                 masks=slim_masks(task.graph, candidate.keep, masks),
                 progress=progress,
                 checkpoint=checkpoint,
+                teacher=self._teacher(),
                 **self.options.fine_tune,
             )
             accuracy = task.evaluator.measure(network, test_split).accuracy
             report = replace(report, test_accuracy_finetuned=accuracy)
         return FinalNetwork(network, report, self._correct(accuracy))
+
+    def _rewound(self, keep: KeepSet) -> nn.Module | None:
+        """The slim network with early weights, where the recipe starts from them."""
+        if self.options.rewound is None:
+            return None
+        task = self.task
+        slimmer = Slimmer(
+            self.options.rewound, task.graph, verify=False, executor=task.slimmer.executor
+        )
+        return slimmer.materialize(keep)
+
+    def _teacher(self) -> nn.Module | None:
+        """The unpruned network, where the recipe distils from it."""
+        if self.options.fine_tune.get("distillation") is None:
+            return None
+        return self.task.slimmer.materialize(KeepSet.full(self.task.graph))
 
     @property
     def latency_conditions(self) -> LatencyConditions:

@@ -23,6 +23,8 @@ from experiments.building import (
     own_options,
     trace,
 )
+from experiments.evaluate_pruned import load_run_network
+from experiments.export import export_run, first_batch, print_export
 from experiments.final_report import FinalReport, ReportOptions
 from experiments.identity import RunIdentity
 from experiments.progress import TrainingProgress, shows_progress
@@ -31,6 +33,7 @@ from experiments.report_runs import open_run
 from experiments.report_stage import write_report
 from experiments.report_table import print_report
 from experiments.resume import FINISHED, NEW, choose_run, config_text, leave_folder, locked
+from experiments.rewinding import rewound_network
 from experiments.run_folder import RunFolder, write_json, write_text
 from experiments.search_stage import build_parts, search
 from experiments.settings import Settings
@@ -39,6 +42,7 @@ from experiments.summary import Summary
 from networks.data import DataSplits
 from networks.pretrained import pretrain
 from networks.sparse_training import train_sparsely
+from pruning.fine_tuning import check_fine_tuning, with_learning_rate
 from pruning.onnx_runtime import require_packages
 from pruning.task import PruningTask
 
@@ -76,11 +80,14 @@ def run_job(
     torch.set_num_threads(settings.num_threads)
     if settings.latency_onnxruntime:  # asked for by name: better refused now than missed at the end
         require_packages("onnx", "onnxruntime")
+    if "onnx" in settings.export:  # likewise
+        require_packages("onnx", "onnxscript", "onnxruntime")
     start = choose_run(plain, folder, search_root)
     if start.state == FINISHED:
         summary = Summary.from_dict(start.run.read_summary())
         leave_folder(folder, start.run, search_root)
         print_report(summary, start.run.path, _targets(plain))
+        _export(start.run, plain, settings)
         return summary.best_reward
     with locked(start.run):
         leave_folder(folder, start.run, search_root)
@@ -104,10 +111,13 @@ def _run(
     build_parts(config)  # refuses what is out of range before anything costs time
     instantiate(config.reconstruction)  # likewise
     instantiate(config.sparse_training, _convert_="all")  # likewise
+    check_fine_tuning(report_options(config, plain, settings).fine_tune)  # likewise
     data = build_data(plain["data"])
     splits = {name: list(indices) for name, indices in data.indices.items()}
     write_json(run.splits, {"data": data.name, "indices": splits})
     network = trained_network(config, plain, data, settings)
+    recipe = instantiate(config.pretrain, _convert_="all")
+    rewound = rewound_network(network, plain, recipe, data, settings)
     make_sparse(config, network, data, run, settings)
     task = build_task(config, plain, network, data, settings)
     log.info(
@@ -121,7 +131,7 @@ def _run(
     with open_mirrors(plain, run.path, identity) as mirrors:
         seed_everything(settings.seed)  # whether the network was trained just now or before
         found = search(config, settings, task, run, [KeptOpen(mirror) for mirror in mirrors])
-        report = FinalReport(task, data, report_options(config, plain, settings))
+        report = FinalReport(task, data, report_options(config, plain, settings, rewound))
         summary, rows = write_report(report, found, run, plain, identity, settings, started=started)
         for mirror in mirrors:
             mirror.report(summary.to_dict(), rows)
@@ -129,7 +139,21 @@ def _run(
     write_json(run.summary, summary.to_dict())
     run.forget_fine_tuning()
     print_report(summary, run.path, _targets(plain))
+    _export(run, plain, settings, data)
     return summary.best_reward
+
+
+def _export(
+    run: RunFolder, plain: Mapping[str, Any], settings: Settings, data: DataSplits | None = None
+) -> None:
+    """Write the files that the key `export` asks for, from the network that the run has saved."""
+    if not settings.export:
+        return
+    reward = (data or build_data(plain["data"])).search.reward
+    network = load_run_network(run.pruned, plain["network"], plain["network"]["_target_"])
+    inputs = first_batch(reward, plain["evaluation"]["batch_size"])
+    for report in export_run(run, network, inputs, settings.export):
+        print_export(report)
 
 
 def _targets(plain: Mapping[str, Any]) -> dict[str, str]:
@@ -241,13 +265,25 @@ def build_task(
     )
 
 
-def report_options(config: DictConfig, plain: dict[str, Any], settings: Settings) -> ReportOptions:
-    """How base, pruned and uniform network are measured."""
+def report_options(
+    config: DictConfig,
+    plain: dict[str, Any],
+    settings: Settings,
+    rewound: nn.Module | None = None,
+) -> ReportOptions:
+    """How base, pruned and uniform network are measured, and what fine-tuning starts from.
+
+    Raises:
+        ValueError: fine-tuning has no learning rate.
+    """
+    fine_tune = instantiate(config.fine_tune, _convert_="all")
+    fine_tune.pop("rewind_to", None)
     return ReportOptions(
-        fine_tune=instantiate(config.fine_tune, _convert_="all"),
+        fine_tune=with_learning_rate(fine_tune, plain["pretrain"].get("learning_rate")),
         recalibrate=bool(plain["evaluation"]["recalibrate"]),
         latency_batch=settings.latency_batch,
         latency_threads=settings.latency_threads,
         latency_seconds=settings.latency_seconds,
         latency_onnxruntime=settings.latency_onnxruntime,
+        rewound=rewound,
     )

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from experiments.run_folder import RunFolder
 
 AUTO = "auto"
-HARMLESS = ("resume", "progress_bar", "logger", "debug", "cache_dir")
+HARMLESS = ("resume", "progress_bar", "logger", "debug", "cache_dir", "export")
 """Root keys that cannot change a result: runs that differ only in them are the same run."""
 
 NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"

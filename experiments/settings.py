@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.export import ENDINGS
 from graphs.tracer import ATTENTION
 
 KEEP = ("reward", "accuracy", "loss")
@@ -25,6 +26,7 @@ class Settings:
         num_threads: CPU threads of torch.
         show_progress: whether progress bars are drawn.
         cache_dir: folder of the networks that were trained here once.
+        export: endings of the files that the pruned network is also written as, of ENDINGS.
         evaluations: measured candidates after which the search ends.
         minutes: wall time after which it ends, or None.
         max_timesteps: environment steps after which it ends, or None.
@@ -46,6 +48,7 @@ class Settings:
     num_threads: int
     show_progress: bool
     cache_dir: Path
+    export: tuple[str, ...]
     evaluations: int
     minutes: float | None
     max_timesteps: int | None
@@ -82,6 +85,7 @@ class Settings:
             num_threads=_whole("num_threads", config["num_threads"], lowest=1),
             show_progress=show_progress,
             cache_dir=Path(cache_dir).expanduser(),
+            export=_formats("export", config["export"]),
             evaluations=_whole("search.evaluations", search["evaluations"], lowest=1),
             minutes=_positive("search.minutes", search["minutes"]),
             max_timesteps=_whole_or_none("search.max_timesteps", search["max_timesteps"]),
@@ -112,6 +116,15 @@ def _names(key: str, value: Any) -> tuple[str, ...]:
             f"got {value!r}."
         )
     return tuple(value)
+
+
+def _formats(key: str, value: Any) -> tuple[str, ...]:
+    wanted = [value] if isinstance(value, str) else value or []
+    if not isinstance(wanted, list) or not set(wanted) <= set(ENDINGS):
+        raise ValueError(
+            f"{key} must be null, one of {', '.join(ENDINGS)}, or a list of them, got {value!r}."
+        )
+    return tuple(ending for ending in ENDINGS if ending in wanted)
 
 
 def _one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:

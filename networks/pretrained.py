@@ -48,6 +48,7 @@ def pretrain(
     cache_dir: str | os.PathLike[str] | None = None,
     *,
     progress: Progress | None = None,
+    stop_after: int | None = None,
 ) -> Pretrained:
     """Give a network the weights that the recipe leads to; train only where no cache has them.
 
@@ -62,6 +63,8 @@ def pretrain(
         recipe: how to train.
         cache_dir: folder of the cache, or None for `default_cache_dir`.
         progress: called after every training step.
+        stop_after: give it the weights after that many epochs of the recipe instead, at least 0;
+            0 for the initial weights.
 
     Returns:
         Path of the weights, and whether they were there already.
@@ -77,7 +80,8 @@ def pretrain(
     _draw_weights(network, recipe.seed)
     folder = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
     key = _cache_key(network, samples, recipe)
-    path = folder / f"{type(network).__name__.lower()}-{key}.pt"
+    part = "" if stop_after is None else f"-epoch{stop_after}"
+    path = folder / f"{type(network).__name__.lower()}-{key}{part}.pt"
     if path.is_file():
         try:
             load_checkpoint(network, path)
@@ -92,7 +96,9 @@ def pretrain(
             return Pretrained(path, cached=True)
     options = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
     unfinished = path.with_name(f"{path.stem}_unfinished.safetensors")
-    train(network, samples, progress=progress, checkpoint=unfinished, **options)
+    train(
+        network, samples, progress=progress, checkpoint=unfinished, stop_after=stop_after, **options
+    )
     try:
         save_checkpoint(network, path)
         unfinished.unlink(missing_ok=True)

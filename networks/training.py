@@ -21,6 +21,12 @@ Progress = Callable[[int, int, float], None]
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps the network's output and the targets to a scalar."""
 
+ExtraLoss = Callable[[Tensor, Tensor], Tensor]
+"""Maps a batch of inputs and the network's output for it to a scalar that is added to the loss."""
+
+PRECISIONS = {"bfloat16": torch.bfloat16}
+"""Number formats that a training can compute in, by name; float16 would need scaled gradients."""
+
 _WARM_UP = 0.05
 
 
@@ -68,6 +74,9 @@ def train(
     label_smoothing: float = 0.0,
     after_step: Callable[[], None] | None = None,
     loss: Loss | None = None,
+    extra_loss: ExtraLoss | None = None,
+    precision: str | None = None,
+    stop_after: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> None:
     """Train a network in place, on the device it is on, and leave it in eval mode.
@@ -92,11 +101,17 @@ def train(
         label_smoothing: in [0, 1); only for the built-in loss.
         after_step: called after every optimiser step, for example to set masked weights to zero.
         loss: replaces the cross-entropy.
+        extra_loss: added to the loss of every batch, such as a penalty on the weights.
+        precision: "bfloat16" computes the forward pass in it where torch holds it safe
+            (torch.autocast), on a CPU too; weights and their updates stay float32. None for float32
+            throughout.
+        stop_after: epochs after which it ends, at least 0, as if it had been killed then: the
+            schedule is that of all `epochs`. None for all.
         checkpoint: .safetensors file that gets the state after every epoch (of very short ones,
             not every one: `networks.epoch_checkpoint.MOST_SHARE`); the caller removes it.
             If it is there already, of a training with the same settings, initial weights and
             targets, that one goes on, and ends with the weights it would have had in one go.
-            Inputs, augmentation, hook and loss are taken to be the same.
+            Inputs, augmentation, hook and losses are taken to be the same.
 
     Raises:
         ValueError: when an argument is out of its range, or the loss is no longer finite.
@@ -104,6 +119,11 @@ def train(
     _check_recipe(epochs, learning_rate, momentum, weight_decay, batch_size, label_smoothing)
     if nesterov and momentum == 0:
         raise ValueError("nesterov=true needs a positive momentum; set nesterov=false.")
+    if precision is not None and precision not in PRECISIONS:
+        raise ValueError(
+            f"precision must be null or {' or '.join(PRECISIONS)}, got {precision!r}. Change it in "
+            "fine_tune."
+        )
     if len(samples) == 0:
         raise ValueError("There are no samples to train on: the train split is empty.")
     parameters = [p for p in network.parameters() if p.requires_grad]
@@ -116,6 +136,7 @@ def train(
     compute_loss = loss or (
         lambda output, targets: F.cross_entropy(output, targets, label_smoothing=label_smoothing)
     )
+    computed_in = None if precision is None else PRECISIONS[precision]
     batch_size = min(batch_size, len(samples))
     steps_per_epoch = len(samples) // batch_size
     total = epochs * steps_per_epoch
@@ -129,6 +150,7 @@ def train(
             "recipe": [epochs, learning_rate, momentum, weight_decay, batch_size, seed],
             "options": [nesterov, label_smoothing],
             "inputs": list(samples.inputs.shape),
+            "precision": precision,
         }
         kept = EpochCheckpoint(
             Path(checkpoint), network, optimizer, order, samples.targets, settings
@@ -141,11 +163,18 @@ def train(
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda done: _factor(before + done, total)
         )
-        for epoch in range(first, epochs):
+        for epoch in range(first, epochs if stop_after is None else min(stop_after, epochs)):
             epoch_loss = torch.zeros((), device=device)
             batches = samples.batches(batch_size, generator=order, augment=augment)
             for _, (inputs, targets) in zip(range(steps_per_epoch), batches, strict=False):
-                value = compute_loss(network(inputs.to(device)), targets.to(device))
+                inputs, targets = inputs.to(device), targets.to(device)
+                with torch.autocast(device.type, computed_in, enabled=precision is not None):
+                    output = network(inputs)
+                    extra = None if extra_loss is None else extra_loss(inputs, output)
+                if precision is not None:
+                    output = output.float()  # a loss in 8 bits of mantissa learns little
+                value = compute_loss(output, targets)
+                value = value if extra is None else value + extra
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()
                 optimizer.step()

@@ -22,9 +22,9 @@ def conf():
         yield
 
 
-def test_there_is_one_main_config_and_one_study():
-    names = [file.name for file in FILES if file.parent == CONFIG_FOLDER]
-    assert names == ["compare_policies.yaml", "train_agent.yaml"]
+def test_there_is_one_main_config_and_three_studies():
+    names = [file.stem for file in FILES if file.parent == CONFIG_FOLDER]
+    assert names == ["ablate_patterns", "compare_policies", "iterative", "train_agent"]
     assert len(CHOICES) > 30
 
 
@@ -34,6 +34,21 @@ def test_the_comparison_has_every_key_of_the_main_job(conf):
     assert set(study.compare.agents) == set(study.compare.policies)
     assert {key for key in job if study[key] != job[key]} == {"logger", "resume", "search"}
     assert study.search.keep == "accuracy"
+
+
+def test_the_ablation_is_a_comparison_at_equal_weights_that_are_left(conf):
+    study = compose("ablate_patterns")
+    ours = compose("compare_policies", overrides=["env=autosculpt"])
+    assert {key for key in ours if study[key] != ours[key]} == {"budget", "compare"}
+    assert {key for key in ours.budget if study.budget[key] != ours.budget[key]} == {"cost"}
+    theirs, own = (OmegaConf.to_container(config.compare) for config in (ours, study))
+    assert {key for key in theirs if own[key] != theirs[key]} == {"agents"}
+
+
+def test_stages_have_every_key_of_the_main_job(conf):
+    study, job = compose("iterative"), compose("train_agent", overrides=["env=allocation"])
+    assert set(study) == {*job, "iterative"}
+    assert {key for key in job if study[key] != job[key]} == {"logger", "resume"}
 
 
 @pytest.mark.parametrize("choice", CHOICES)

@@ -5,10 +5,13 @@ import sys
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments import export
 from experiments.command_line import CONFIG_FOLDER, explain
+from experiments.identity import RunIdentity
+from experiments.pipeline import run_job
 from graphs.tracing import trace_network
 from networks.digits import digits_resnet, digits_splits
 from pruning.artefact import load_pruned, save_pruned
@@ -158,3 +161,57 @@ def test_functions_of_the_user_run_only_when_they_are_named(make_run, tmp_path):
     assert named.returncode == 0, named.stderr
     assert named.stderr == ""
     assert (folder / "pruned.pt2").is_file()
+
+
+SMALL = (
+    "agent=random", "+network.width=4", "pretrain.epochs=1", "search.evaluations=2",
+    "fine_tune.epochs=1", "evaluation.latency.min_run_time=0.01",
+    "evaluation.latency.onnxruntime=false", "logger=csv",
+)  # fmt: skip
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Runs the main job in this process."""
+
+    def run(folder, *overrides):
+        folder.mkdir()
+        overrides = (*SMALL, f"cache_dir={tmp_path}/cache", *overrides)
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            config = compose("train_agent", overrides=list(overrides))
+        run_job(config, folder, RunIdentity("digits_resnet", "digits", "random", "autosculpt"))
+
+    return run
+
+
+def test_a_run_exports_what_its_config_asks_for(train, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    train(folder, "export=pt2")
+    assert f"{folder / 'pruned.pt2'}: " in capsys.readouterr().out
+    images = digits_splits().test.inputs[:50]
+    with torch.no_grad():
+        expected = load_pruned(folder / "pruned.safetensors")(images)
+        found = torch.export.load(folder / "pruned.pt2").module()(images)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    assert not (folder / "pruned.onnx").exists()
+
+    needs_extra()
+    summary, searched = (
+        (folder / name).stat().st_mtime_ns for name in ("summary.json", "plan.json")
+    )
+    train(tmp_path / "again", "export=[onnx,pt2]", "resume=auto")  # the run itself is done
+    assert (folder / "pruned.onnx").is_file()
+    assert summary == (folder / "summary.json").stat().st_mtime_ns
+    assert searched == (folder / "plan.json").stat().st_mtime_ns
+
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=r"pip install -e \"\.\[export\]\""):
+        train(tmp_path / "early", "export=onnx")
+    assert not list((tmp_path / "early").iterdir())  # before anything costs time
+
+
+@pytest.mark.parametrize("value", ["tflite", "[onnx,tflite]", "true"])
+def test_a_format_that_is_not_known_is_refused(train, tmp_path, value):
+    with pytest.raises(ValueError, match="export must be null, one of onnx, pt2, or a list"):
+        train(tmp_path / "run", f"export={value}")

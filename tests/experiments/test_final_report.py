@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from experiments.final_report import FinalReport, ReportOptions, counted_macs
 from experiments.group_table import group_rows
+from pruning.distillation import Distillation
 from pruning.keep_set import KeepSet
 from pruning.plan import Candidate, Decision
 
@@ -31,14 +33,15 @@ BASE_PARAMS = 36 + 8 + 216 + 12 + 21
 
 @pytest.fixture
 def make_report(tiny_task, tiny_data):
-    def make(epochs=0, onnxruntime=False):
+    def make(epochs=0, onnxruntime=False, rewound=None, **recipe):
         options = ReportOptions(
-            fine_tune={**RECIPE, "epochs": epochs},
+            fine_tune={**RECIPE, "epochs": epochs, **recipe},
             recalibrate=True,
             latency_batch=4,
             latency_threads=1,
             latency_seconds=0.01,
             latency_onnxruntime=onnxruntime,
+            rewound=rewound,
         )
         return FinalReport(tiny_task, tiny_data, options)
 
@@ -169,3 +172,35 @@ def test_a_network_that_cannot_be_exported_loses_one_number_and_not_the_report(
     assert network.report.latency_onnxruntime_ms is None
     assert network.report.latency_ms > 0
     assert "It cannot be exported." in caplog.text
+
+
+def test_fine_tuning_starts_from_the_rewound_weights(make_report, tiny_task):
+    rewound = copy.deepcopy(tiny_task.network)
+    with torch.no_grad():
+        for index, parameter in enumerate(rewound.parameters()):
+            parameter.fill_(float(index + 1))
+    candidate = tiny_task.candidate([Decision("conv1", ratio=0.5)])
+    report = make_report(epochs=1, rewound=rewound, learning_rate=1e-12)
+    plain = make_report().pruned(candidate).report
+    pruned = report.pruned(candidate)
+    assert pruned.report.test_accuracy == plain.test_accuracy  # before: the pruned weights
+    for index, parameter in enumerate(pruned.network.parameters()):
+        torch.testing.assert_close(parameter, torch.full_like(parameter, index + 1.0))
+    assert pruned.network.conv1.weight.shape == (2, 1, 3, 3)
+
+
+def test_the_unpruned_network_is_the_teacher(make_report, tiny_task):
+    """Labels left out, a hot student ends nearer to the base than without a teacher."""
+    candidate = tiny_task.candidate([Decision("conv1", ratio=0.5)])
+    before = copy.deepcopy(tiny_task.network.state_dict())
+    images = tiny_task.search.train.inputs
+    teaching = Distillation(temperature=1.0, weight=1.0)
+
+    def distance(**recipe):
+        student = make_report(epochs=30, **recipe).pruned(candidate).network
+        with torch.inference_mode():
+            return float(teaching.distance(student(images), tiny_task.network(images)))
+
+    assert distance(distillation=teaching) < 0.5 * distance()
+    after = tiny_task.network.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())

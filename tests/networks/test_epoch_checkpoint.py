@@ -226,3 +226,27 @@ def test_a_killed_pretraining_goes_on_and_leaves_only_the_weights(tmp_path, samp
     assert steps == [1, 2, 3, 4, 5, 6, 7, *range(7, 13)]
     assert_equal(network, whole)
     assert [file.name for file in (tmp_path / "parts").iterdir()] == [pretrained.path.name]
+
+
+def test_the_weights_of_an_early_epoch_are_those_of_the_killed_training(tmp_path, samples):
+    path = tmp_path / "state.safetensors"
+    killed_training(path, samples, 7)  # two epochs of three steps are whole
+    with safe_open(path, framework="pt") as file:
+        weight = file.get_tensor("parameter/conv.weight")
+    recipe = TrainingRecipe(**RECIPE)
+    early, whole, first = make_network(), make_network(), make_network()
+    train(early, samples, **RECIPE, stop_after=2)
+    assert torch.equal(early.conv.weight, weight)
+    train(first, samples, **RECIPE, stop_after=0)
+    assert_equal(first, make_network())
+
+    paths = [
+        pretrain(network, samples, recipe, tmp_path, stop_after=epochs).path
+        for network, epochs in ((early, 1), (whole, None), (first, 0))
+    ]
+    assert len(set(paths)) == 3  # the cache tells them apart
+    assert not torch.equal(early.conv.weight, whole.conv.weight)
+    assert not torch.equal(early.conv.weight, first.conv.weight)
+    again = make_network()
+    assert pretrain(again, samples, recipe, tmp_path, stop_after=1).cached
+    assert torch.equal(again.conv.weight, early.conv.weight)

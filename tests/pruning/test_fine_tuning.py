@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -6,7 +7,8 @@ from torch import nn
 
 from graphs.tracing import trace_network
 from networks.data import SampleSet
-from pruning.fine_tuning import fine_tune
+from pruning.distillation import Distillation
+from pruning.fine_tuning import check_fine_tuning, fine_tune, with_learning_rate
 from pruning.keep_set import KeepSet
 from pruning.masks import slim_masks
 from pruning.slimming import Slimmer
@@ -158,3 +160,169 @@ def test_masks_that_do_not_fit_are_refused(network, samples, masks, message):
 def test_impossible_recipes_are_refused(network, samples, change, message):
     with pytest.raises(ValueError, match=message):
         fine_tune(network, samples, **{**RECIPE, **change})
+
+
+def test_distillation_is_the_loss_of_hinton_worked_out_by_hand():
+    # softened by 2: teacher (2 ln 3, 0) -> (3/4, 1/4), student (0, 0) -> (1/2, 1/2)
+    distillation = Distillation(temperature=2.0, weight=0.5)
+    teacher = torch.tensor([[2 * math.log(3.0), 0.0]])
+    divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    distance = distillation.distance(torch.zeros(1, 2), teacher)
+    assert distance.item() == pytest.approx(4 * divergence, rel=1e-6)
+
+
+def test_the_first_step_of_a_distillation_goes_towards_teacher_and_label():
+    network, teacher = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        network.weight.zero_()
+        teacher.weight.copy_(torch.tensor([[2 * math.log(3.0), 0.0], [0.0, 0.0]]))
+    samples = SampleSet(torch.tensor([[1.0, 2.0]]), torch.tensor([0]))
+    recipe = {**RECIPE, "epochs": 1, "momentum": 0.0, "nesterov": False}
+    distillation = Distillation(temperature=2.0, weight=0.25)
+    fine_tune(network, samples, **recipe, distillation=distillation, teacher=teacher)
+    # gradient of the scores: label 3/4 x (-1/2, 1/2), teacher 1/4 x 2^2 x 1/2 x (1/2 - 3/4, ...)
+    by_score = 0.75 * -0.5 + 0.25 * 4 * 0.5 * (0.5 - 0.75)
+    expected = -0.1 * torch.tensor([[by_score, 2 * by_score], [-by_score, -2 * by_score]])
+    torch.testing.assert_close(network.weight.detach(), expected)
+
+
+class Recorder(nn.Module):
+    """Keeps what it was called with, and its mode; has dropout, which eval mode must switch off."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.dropout = nn.Dropout(0.5)
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append((x.clone(), self.training, torch.is_inference_mode_enabled()))
+        return self.dropout(self.inner(x))
+
+
+def test_the_teacher_sees_the_augmented_batches_in_eval_mode_and_stays_as_it_is(network, samples):
+    student, teacher = Recorder(network), Recorder(copy.deepcopy(network)).train()
+    before = copy.deepcopy(teacher.state_dict())
+
+    def augment(inputs, generator):
+        return inputs + torch.rand(inputs.shape, generator=generator)
+
+    distillation = Distillation()
+    fine_tune(
+        student, samples, **RECIPE, augment=augment, distillation=distillation, teacher=teacher
+    )
+    assert len(teacher.seen) == 12
+    for (ours, training, _), (theirs, teaching, inference) in zip(
+        student.seen, teacher.seen, strict=True
+    ):
+        assert torch.equal(ours, theirs)
+        assert (training, teaching, inference) == (True, False, True)
+    assert not torch.equal(teacher.seen[0][0], teacher.seen[4][0])
+    assert teacher.training
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("precision", [None, "bfloat16"])
+def test_masks_stay_exact_with_every_switch_on(network, samples, seed, precision):
+    generator = torch.Generator().manual_seed(seed)
+    masks = {
+        "0.weight": torch.rand(8, 6, generator=generator) < 0.5,
+        "2.weight": torch.rand(2, 8, generator=generator) < 0.7,
+    }
+    weights = {"0.weight": network[0].weight, "2.weight": network[2].weight}
+    teacher = copy.deepcopy(network)
+    seen = []
+
+    def progress(step, total, loss):
+        seen.append(
+            max(float(weights[name].detach()[~mask].abs().max()) for name, mask in masks.items())
+        )
+
+    fine_tune(
+        network, samples, **{**RECIPE, "label_smoothing": 0.1, "seed": seed}, masks=masks,
+        progress=progress, distillation=Distillation(), teacher=teacher, l1_penalty=0.01,
+        precision=precision,
+    )  # fmt: skip
+    assert seen == [0.0] * 12
+    assert network[0].weight.dtype == torch.float32
+    assert not any(torch.equal(weights[name], teacher.state_dict()[name]) for name in masks)
+
+
+def test_the_l1_penalty_pulls_weights_to_zero_and_leaves_biases(network, samples):
+    """With targets that cannot be learnt from, the first step is the penalty's alone."""
+    before = copy.deepcopy(network.state_dict())
+    recipe = {**RECIPE, "epochs": 1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    fine_tune(
+        network, samples, **{**recipe, "batch_size": 64}, l1_penalty=0.02,
+        loss=lambda output, targets: 0.0 * output.sum(),
+    )  # fmt: skip
+    expected = before["0.weight"] - 0.1 * 0.02 * before["0.weight"].sign()
+    torch.testing.assert_close(network[0].weight.detach(), expected)
+    assert torch.equal(network[0].bias, before["0.bias"])
+
+
+def test_bfloat16_learns_too_and_rounds(network, samples):
+    twin = copy.deepcopy(network)
+    recipe = {**RECIPE, "epochs": 20, "weight_decay": 0.0}
+    fine_tune(network, samples, **recipe, precision="bfloat16")
+    fine_tune(twin, samples, **recipe)
+    assert accuracy(network, samples) > 0.9
+    assert not torch.equal(network[0].weight, twin[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"distillation": Distillation()}, "needs a teacher"),
+        ({"l1_penalty": -1.0}, r"fine_tune\.l1_penalty must be null or 0 or more, got -1\.0"),
+        ({"precision": "float16"}, "precision must be null or bfloat16, got 'float16'"),
+    ],
+)
+def test_impossible_switches_are_refused(network, samples, change, message):
+    with pytest.raises(ValueError, match=message):
+        fine_tune(network, samples, **RECIPE, **change)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, r"distillation\.temperature must be a number above 0, got 0\.0"),
+        ({"weight": 1.5}, r"distillation\.weight must be in \(0, 1\], got 1\.5"),
+        ({"weight": 0.0}, r"distillation\.weight must be in"),
+    ],
+)
+def test_impossible_distillations_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Distillation(**options)
+
+
+def test_a_learning_rate_can_be_a_fraction_of_the_original():
+    recipe = {**RECIPE, "learning_rate": None, "relative_learning_rate": 0.5}
+    assert with_learning_rate(recipe, 0.1) == {**RECIPE, "learning_rate": 0.05}
+    given = {**RECIPE, "relative_learning_rate": 0.5}  # a number wins
+    assert with_learning_rate(given, None) == RECIPE
+    for changes, original, message in (
+        ({}, None, r"pretrain does not say it: add \+pretrain\.learning_rate"),
+        ({"relative_learning_rate": None}, 0.1, "has no learning rate: set fine_tune.learning"),
+        ({"relative_learning_rate": 0.0}, 0.1, "must be null or above 0, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            with_learning_rate({**recipe, **changes}, original)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"l1_penalty": -1.0}, "l1_penalty must be null or 0 or more"),
+        ({"precision": "half"}, "precision must be null or bfloat16"),
+        ({"epochs": -1}, "epochs must be at least 0, got -1"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be in"),
+    ],
+)
+def test_a_recipe_is_refused_before_it_is_needed(change, message):
+    state = torch.get_rng_state()
+    check_fine_tuning({**RECIPE, "distillation": Distillation()})
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(ValueError, match=message):
+        check_fine_tuning({**RECIPE, **change})
