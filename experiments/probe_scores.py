@@ -1,0 +1,117 @@
+"""Linear probes, cross-validated: how well a label can be read from an embedding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def classify(
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    *,
+    folds: int,
+    seed: int,
+    per_class: int | None = None,
+    shuffled: bool = False,
+) -> float | None:
+    """Balanced accuracy of a logistic regression on rows whose group it never saw.
+
+    Args:
+        inputs: (rows, dim).
+        labels: (rows,), at least two different ones.
+        groups: rows of one group are never on both sides of a split, (rows,).
+        folds: of the cross-validation, at least 2.
+        seed: of the choice of rows and of the shuffling.
+        per_class: rows of each class that the probe is fitted to; None for all of them.
+        shuffled: whether the labels it is fitted to are permuted: what is read then is the probe's
+            own doing. A site keeps one label, as in the control tasks of Hewitt and Liang
+            (https://arxiv.org/abs/1909.03368), where labels belong to groups.
+
+    Returns:
+        None when no split has at least two classes on the side the probe is fitted to.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import recall_score
+
+    rng = np.random.default_rng(seed)
+    targets = _permuted(labels, groups, rng) if shuffled else labels
+    scores = []
+    for train, test in _splits(groups, folds, seed):
+        chosen = train if per_class is None else _draw(train, targets, per_class, rng)
+        known = np.isin(targets[test], targets[chosen])  # nobody can name a class never seen
+        if len(np.unique(targets[chosen])) < 2 or not known.any():
+            continue
+        fitted = _scaled(LogisticRegression(max_iter=1000)).fit(inputs[chosen], targets[chosen])
+        truth, guess = targets[test][known], fitted.predict(inputs[test][known])
+        present = np.unique(truth)
+        scores.append(recall_score(truth, guess, labels=present, average="macro"))
+    return _mean(scores)
+
+
+def regress(
+    inputs: np.ndarray,
+    values: np.ndarray,
+    groups: np.ndarray,
+    *,
+    folds: int,
+    seed: int,
+    shuffled: bool = False,
+) -> float | None:
+    """R2 of a ridge regression on rows whose group it never saw; arguments as in `classify`."""
+    from sklearn.linear_model import RidgeCV
+    from sklearn.metrics import r2_score
+
+    rng = np.random.default_rng(seed)
+    targets = _permuted(values, groups, rng) if shuffled else values
+    scores = []
+    for train, test in _splits(groups, folds, seed):
+        fitted = _scaled(RidgeCV(np.logspace(-2, 4, 13))).fit(inputs[train], targets[train])
+        scores.append(float(r2_score(targets[test], fitted.predict(inputs[test]))))
+    return _mean(scores)
+
+
+def chance(labels: np.ndarray) -> float:
+    """Balanced accuracy of guessing: one over the number of classes."""
+    return 1.0 / len(np.unique(labels))
+
+
+def _splits(groups: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows to fit to and rows to test on, for every fold; whole groups at random."""
+    from sklearn.model_selection import GroupKFold
+
+    numbers = np.unique(groups)
+    splitter = GroupKFold(n_splits=min(folds, len(numbers)))
+    shuffled = np.random.default_rng(seed).permutation(len(numbers))
+    renamed = shuffled[np.searchsorted(numbers, groups)]
+    return list(splitter.split(renamed, groups=renamed))
+
+
+def _permuted(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Labels of whole groups change places where a group has one label, of rows otherwise."""
+    _, first, member = np.unique(groups, return_index=True, return_inverse=True)
+    of_group = labels[first]
+    if np.array_equal(of_group[member], labels):
+        return rng.permutation(of_group)[member]
+    return rng.permutation(labels)
+
+
+def _draw(rows: np.ndarray, labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """At most so many rows of each class."""
+    shuffled = rng.permutation(rows)
+    return np.concatenate(
+        [shuffled[labels[shuffled] == label][:count] for label in np.unique(labels[rows])]
+    )
+
+
+def _scaled(model: Any) -> Any:
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), model)
+
+
+def _mean(scores: list[float]) -> float | None:
+    return float(np.mean(scores)) if scores else None
