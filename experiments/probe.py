@@ -10,6 +10,8 @@ that they were not fitted to. Overrides are those of train_agent.py.
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +44,7 @@ class Probe:
             "network".
         all_networks: whether sites of all networks take part, or of the searched one only.
         few: whether the probe is fitted to a few rows of each class only.
+        directions: the probe sees so many leading principal components; None for all of it.
         is_number: whether the label is a number, read by ridge regression and scored by R2.
     """
 
@@ -50,6 +53,7 @@ class Probe:
     held_out: str
     all_networks: bool = False
     few: bool = False
+    directions: int | None = None
     is_number: bool = False
 
 
@@ -60,7 +64,10 @@ PROBES = (
     Probe("assigned pattern", "pattern", "assignment"),
     Probe("assigned pattern, few labels", "pattern", "assignment", few=True),
     Probe("assigned pattern, other network", "pattern", "network", all_networks=True),
+    Probe("assigned pattern, 2 directions", "pattern", "assignment", directions=2),
     Probe("pattern of the next site", "neighbour", "assignment"),
+    Probe("which site, 2 directions", "site", "assignment", directions=2),
+    Probe("stage, 2 directions", "stage", "assignment", directions=2),
 )
 
 
@@ -85,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from experiments.composed_task import ComposedTask
     from experiments.probe_sites import RAW, collect
-    from experiments.run_folder import write_json
+    from experiments.run_folder import write_json, write_text
 
     composed = ComposedTask.from_overrides(options.overrides)
     others = [] if options.one_network else list(OTHER_NETWORKS.values())
@@ -107,13 +114,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for source, score in of_seed.items():
                 scores.setdefault((probe.name, source), []).append(score)
     sources = (TRAINED, UNTRAINED, RAW, SHUFFLED)
-    Console(width=130).print(_table(scores, chances, sources))
+    Console(width=150).print(_table(scores, chances, sources))
     print(
         f"Means over {options.seeds} seeds, smallest and largest in brackets; balanced accuracy on "
         "what the probe was not fitted to (depth: R2). untrained: the same agent before its "
-        "search. shuffled labels: the trained encoder, probe fitted to permuted labels. Where "
-        "trained does not exceed untrained, what is read came with the graph and the "
-        "architecture, and was not learned."
+        "search. learned: trained minus untrained, seed by seed. shuffled labels: the trained "
+        "encoder, its labels permuted. 2 directions: the probe sees the two in which the "
+        "embeddings differ most. Where trained does not exceed untrained, what is read came with "
+        "the graph and the architecture, and was not learned."
     )
     folder: Path = options.output
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ],
     }
     write_json(folder / "probe.json", result)
-    print(f"Written to {folder / 'probe.json'}.")
+    write_text(folder / "probe.csv", _csv(scores, chances))
+    print(f"Written to {folder / 'probe.json'} and {folder / 'probe.csv'}.")
     return 0
 
 
@@ -195,11 +204,16 @@ def probe_all(
         options: `folds`, `few` and `assignments`.
         seed: of splits and draws.
     """
-    from experiments.probe_scores import chance, classify, regress
+    from experiments.probe_scores import chance, classify, regress, repeated
 
     rows = np.ones(len(sites.site), dtype=bool) if probe.all_networks else sites.network == 0
     if probe.held_out == "site":  # what is read of a site does not change with the assignment
         rows &= sites.assignment % options.assignments < FIXED_ROWS
+    columns = (probe.label, probe.held_out)
+    if not probe.is_number:
+        rows[rows] = repeated(
+            getattr(sites, probe.label)[rows], getattr(sites, probe.held_out)[rows]
+        )
     labels, groups = (getattr(sites, name)[rows] for name in (probe.label, probe.held_out))
     sources = [(name, name) for name in sites.inputs] + [(SHUFFLED, TRAINED)]
     scores = {}
@@ -210,11 +224,14 @@ def probe_all(
             "shuffled": source == SHUFFLED,
         }
         inputs = sites.inputs[name][rows]
+        score: float | None
         if probe.is_number:
             score = regress(inputs, labels, groups, **shared)
         else:
             few = options.few if probe.few else None
-            score = classify(inputs, labels, groups, per_class=few, **shared)
+            score = classify(
+                inputs, labels, groups, per_class=few, directions=probe.directions, **shared
+            )
         if score is not None:
             scores[source] = score
     return {**scores, "chance": 0.0 if probe.is_number else chance(labels)}
@@ -275,15 +292,37 @@ def _table(
 
     table = Table(title="What linear probes read of a site", title_justify="left")
     table.add_column("probe")
-    for column in (*sources, "guessing"):
+    for column in (*sources, "learned", "guessing"):
         table.add_column(column, justify="right")
     for name, guessing in chances.items():
-        cells = [
-            f"{np.mean(values):.2f} [{min(values):.2f}, {max(values):.2f}]" if values else "-"
-            for values in (scores.get((name, source), []) for source in sources)
-        ]
-        table.add_row(name, *cells, f"{guessing:.2f}")
+        of_sources = [scores.get((name, source), []) for source in sources]
+        pairs = zip(of_sources[0], of_sources[1], strict=True)
+        learned = [trained - untrained for trained, untrained in pairs]
+        cells = [_cell(values) for values in of_sources]
+        table.add_row(name, *cells, _cell(learned, sign="+"), f"{guessing:.2f}")
     return table
+
+
+def _cell(values: Sequence[float], sign: str = "") -> str:
+    if not values:
+        return "-"
+    mean, low, high = (
+        f"{value:{sign}.2f}" for value in (np.mean(values), min(values), max(values))
+    )
+    return f"{mean} [{low}, {high}]"
+
+
+def _csv(scores: dict[tuple[str, str], list[float]], chances: dict[str, float]) -> str:
+    """A line per probe, source and seed."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["probe", "guessing", "source", "seed", "score"])
+    for (probe, source), values in scores.items():
+        writer.writerows(
+            [probe, f"{chances[probe]:.4f}", source, seed, f"{score:.4f}"]
+            for seed, score in enumerate(values)
+        )
+    return file.getvalue()
 
 
 def _parser() -> argparse.ArgumentParser:

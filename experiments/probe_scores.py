@@ -15,20 +15,25 @@ def classify(
     folds: int,
     seed: int,
     per_class: int | None = None,
+    directions: int | None = None,
     shuffled: bool = False,
 ) -> float | None:
     """Balanced accuracy of a logistic regression on rows whose group it never saw.
+
+    The answers of all folds are scored together, so a class counts once however its groups fall.
 
     Args:
         inputs: (rows, dim).
         labels: (rows,), at least two different ones.
         groups: rows of one group are never on both sides of a split, (rows,).
         folds: of the cross-validation, at least 2.
-        seed: of the choice of rows and of the shuffling.
+        seed: of the splits, of the choice of rows and of the shuffling.
         per_class: rows of each class that the probe is fitted to; None for all of them.
-        shuffled: whether the labels it is fitted to are permuted: what is read then is the probe's
-            own doing. A site keeps one label, as in the control tasks of Hewitt and Liang
-            (https://arxiv.org/abs/1909.03368), where labels belong to groups.
+        directions: the probe sees so many leading principal components of the inputs; None for
+            the inputs themselves.
+        shuffled: whether the labels are permuted: what is read then is the probe's own doing. A
+            group keeps one label where it has one, as in the control tasks of Hewitt and Liang
+            (https://arxiv.org/abs/1909.03368).
 
     Returns:
         None when no split has at least two classes on the side the probe is fitted to.
@@ -38,17 +43,21 @@ def classify(
 
     rng = np.random.default_rng(seed)
     targets = _permuted(labels, groups, rng) if shuffled else labels
-    scores = []
+    truths, guesses = [], []
     for train, test in _splits(groups, folds, seed):
         chosen = train if per_class is None else _draw(train, targets, per_class, rng)
         known = np.isin(targets[test], targets[chosen])  # nobody can name a class never seen
         if len(np.unique(targets[chosen])) < 2 or not known.any():
             continue
-        fitted = _scaled(LogisticRegression(max_iter=1000)).fit(inputs[chosen], targets[chosen])
-        truth, guess = targets[test][known], fitted.predict(inputs[test][known])
-        present = np.unique(truth)
-        scores.append(recall_score(truth, guess, labels=present, average="macro"))
-    return _mean(scores)
+        probe = _pipeline(LogisticRegression(max_iter=1000), directions)
+        probe.fit(inputs[chosen], targets[chosen])
+        truths.append(targets[test][known])
+        guesses.append(probe.predict(inputs[test][known]))
+    if not truths:
+        return None
+    truth = np.concatenate(truths)
+    score = recall_score(truth, np.concatenate(guesses), labels=np.unique(truth), average="macro")
+    return float(score)
 
 
 def regress(
@@ -59,18 +68,24 @@ def regress(
     folds: int,
     seed: int,
     shuffled: bool = False,
-) -> float | None:
+) -> float:
     """R2 of a ridge regression on rows whose group it never saw; arguments as in `classify`."""
     from sklearn.linear_model import RidgeCV
     from sklearn.metrics import r2_score
 
     rng = np.random.default_rng(seed)
     targets = _permuted(values, groups, rng) if shuffled else values
-    scores = []
+    guesses = np.empty(len(targets))
     for train, test in _splits(groups, folds, seed):
-        fitted = _scaled(RidgeCV(np.logspace(-2, 4, 13))).fit(inputs[train], targets[train])
-        scores.append(float(r2_score(targets[test], fitted.predict(inputs[test]))))
-    return _mean(scores)
+        probe = _pipeline(RidgeCV(np.logspace(-2, 4, 13)), None)
+        guesses[test] = probe.fit(inputs[train], targets[train]).predict(inputs[test])
+    return float(r2_score(targets, guesses))
+
+
+def repeated(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Rows whose label occurs in two groups or more, bool (rows,): others are never foretold."""
+    counts = {label: len(np.unique(groups[labels == label])) for label in np.unique(labels)}
+    return np.array([counts[label] > 1 for label in labels], dtype=bool)
 
 
 def chance(labels: np.ndarray) -> float:
@@ -106,12 +121,11 @@ def _draw(rows: np.ndarray, labels: np.ndarray, count: int, rng: np.random.Gener
     )
 
 
-def _scaled(model: Any) -> Any:
+def _pipeline(model: Any, directions: int | None) -> Any:
+    from sklearn.decomposition import PCA
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), model)
-
-
-def _mean(scores: list[float]) -> float | None:
-    return float(np.mean(scores)) if scores else None
+    # before scaling: a leading direction is one in which the inputs differ much
+    first = [] if directions is None else [PCA(directions)]
+    return make_pipeline(*first, StandardScaler(), model)

@@ -18,8 +18,8 @@ from experiments.evaluation_table import (
     RECALIBRATED,
     EvaluationFigures,
     EvaluationTable,
-    Taken,
 )
+from experiments.stopwatch import Taken
 from pruning.evaluation import Evaluator
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import probe
-from experiments.probe_scores import chance, classify, regress
+from experiments.probe_scores import chance, classify, regress, repeated
 
 
 @pytest.fixture
@@ -44,6 +44,28 @@ def test_numbers_are_read_by_regression(groups):
     assert regress(inputs, values, groups, folds=5, seed=0, shuffled=True) < 0.3
 
 
+def test_a_probe_of_few_directions_reads_what_differs_most(groups):
+    rng = np.random.default_rng(0)
+    large, small = groups % 2, rng.integers(0, 2, 120)
+    inputs = np.stack([9.0 * large, 0.1 * small, rng.normal(size=120)], axis=1)
+    assert classify(inputs, small, groups, folds=5, seed=0) > 0.95
+    assert classify(inputs, small, groups, folds=5, seed=0, directions=2) < 0.7
+    assert classify(inputs, large, groups, folds=5, seed=0, directions=1) > 0.95
+
+
+def test_a_class_counts_once_however_its_groups_fall():
+    """A probe that knows nothing always names the larger class: right in four folds of six."""
+    groups = np.repeat(np.arange(6), 5)
+    labels = np.array(["a", "a", "a", "a", "b", "b"])[groups]
+    score = classify(np.zeros((30, 1)), labels, groups, folds=6, seed=0)
+    assert score == pytest.approx(chance(labels)) == 0.5
+
+
+def test_labels_of_one_group_are_left_out():
+    labels = np.array(["a", "a", "b", "b", "b"])
+    assert repeated(labels, np.array([0, 0, 1, 2, 2])).tolist() == [False] * 2 + [True] * 3
+
+
 def test_one_class_cannot_be_probed(groups):
     assert classify(np.ones((120, 2)), np.zeros(120), groups, folds=5, seed=0) is None
 
@@ -58,10 +80,14 @@ def test_the_command_probes_trained_and_untrained(tmp_path, capsys):
     by_probe = {}
     for entry in result["scores"]:
         by_probe.setdefault(entry["probe"], {})[entry["source"]] = entry["of_seeds"]
+    lines = (tmp_path / "out" / "probe.csv").read_text().splitlines()
+    assert lines[0] == "probe,guessing,source,seed,score"
+    assert len(lines) == 1 + 4 * len(by_probe)
     # "layer kind" is missing: this network has one kind of layer
     assert set(by_probe) == {
         "stage", "depth", "assigned pattern", "assigned pattern, few labels",
-        "pattern of the next site",
+        "assigned pattern, 2 directions", "pattern of the next site", "which site, 2 directions",
+        "stage, 2 directions",
     }  # fmt: skip
     for sources in by_probe.values():
         assert set(sources) == {"trained", "untrained", "raw node features", "shuffled labels"}
