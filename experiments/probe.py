@@ -209,12 +209,10 @@ def probe_all(
     rows = np.ones(len(sites.site), dtype=bool) if probe.all_networks else sites.network == 0
     if probe.held_out == "site":  # what is read of a site does not change with the assignment
         rows &= sites.assignment % options.assignments < FIXED_ROWS
-    columns = (probe.label, probe.held_out)
+    columns = getattr(sites, probe.label), getattr(sites, probe.held_out)
     if not probe.is_number:
-        rows[rows] = repeated(
-            getattr(sites, probe.label)[rows], getattr(sites, probe.held_out)[rows]
-        )
-    labels, groups = (getattr(sites, name)[rows] for name in (probe.label, probe.held_out))
+        rows[rows] = repeated(*(column[rows] for column in columns))
+    labels, groups = (column[rows] for column in columns)
     sources = [(name, name) for name in sites.inputs] + [(SHUFFLED, TRAINED)]
     scores = {}
     for source, name in sources:
