@@ -180,11 +180,12 @@ def _labelled_by_difference(runs: Sequence[ReportRun]) -> tuple[ReportRun, ...]:
         for key in dict.fromkeys(key for leaf in leaves for key in leaf)
         if len({repr(leaf.get(key)) for leaf in leaves}) > 1
     ]
-    chosen = _choices(runs)
-    if chosen is not None and len(set(chosen)) == len(
-        {tuple(repr(leaf.get(key)) for key in keys) for leaf in leaves}
-    ):  # what was asked for explains all that differs: "encoder gin" says more than its class
-        return tuple(replace(run, label=name) for run, name in zip(runs, chosen, strict=True))
+    chosen = _choices(runs) if len(agents) == len(envs) == 1 else None
+    if chosen is not None:
+        settings = [tuple(repr(leaf.get(key)) for key in keys) for leaf in leaves]
+        if len(set(chosen)) == len(set(settings)) == len(set(zip(chosen, settings, strict=True))):
+            # what was asked for explains all that differs; "encoder gin" says more than its class
+            return tuple(replace(run, label=name) for run, name in zip(runs, chosen, strict=True))
     labelled = []
     for run, leaf in zip(runs, leaves, strict=True):
         names = [run.summary["agent"]] if len(agents) > 1 or not keys else []

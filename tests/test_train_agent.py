@@ -164,7 +164,7 @@ def test_a_network_of_the_users_is_named_again_when_it_is_reloaded(train, monkey
 
 
 def test_plans_are_measured_side_by_side(train):
-    """The same plans and the same numbers as without processes: random draws do not depend on it."""
+    """Processes that measure change no number."""
     side_by_side, _ = train("agent=random", "env=allocation", "vec_env=subproc", name="pool")
     alone, _ = train("agent=random", "env=allocation", "vec_env.num_envs=2", name="alone")
     assert without_seconds(side_by_side / "metrics.csv") == without_seconds(alone / "metrics.csv")
