@@ -63,7 +63,7 @@ def draw_tradeoff(runs: Sequence[ReportRun], path: Path) -> None:
         runs: finished runs of one network.
         path: PNG file to write.
     """
-    from experiments.figures import BASE, MUTED, open_figure, percent_ticks
+    from experiments.figures import MUTED, open_figure, percent_ticks
 
     metric, _ = shown_metric(runs)
     base = runs[0].summary["base"]
@@ -93,7 +93,9 @@ def draw_tradeoff(runs: Sequence[ReportRun], path: Path) -> None:
                 edgecolors="white", linewidths=0.8, label=label,
             )  # fmt: skip
         unpruned = base[metric.removesuffix("_finetuned")]
-        axes.scatter([1.0], [unpruned], marker="s", s=46, color=BASE, zorder=3, label="unpruned")
+        axes.scatter(
+            [1.0], [unpruned], marker="s", s=46, color="#222222", zorder=3, label="unpruned"
+        )
         axes.set_xlim(0, 1.03)
         axes.set_xlabel("relative MACs (left / before)")
         axes.set_ylabel(METRIC_NAMES[metric])

@@ -62,7 +62,8 @@ def write_run(folder, *, agent="ppo", env="autosculpt", seed=0, alpha=0.5, test=
     summary = {
         "network": "small <net>", "data": "digits", "agent": agent, "env": env, "seed": seed,
         "evaluations": 3, "search_seconds": 2.0, "best_reward": 0.7, "base": base,
-        "pruned": network, "uniform": network | {"test_accuracy": 0.7}, "budget": {"relative_macs": 0.6, "met": True},
+        "pruned": network, "uniform": network | {"test_accuracy": 0.7},
+        "budget": {"relative_macs": 0.6, "met": True},
         "latency": {"runtime": "torch eager", "batch": 32, "threads": 1},
     }  # fmt: skip
     config = {
