@@ -166,7 +166,7 @@ def trained_and_untrained(
     settings = composed.settings
     seed_everything(seed)
     agent = new_agent(composed.config, envs[0], seed=seed)
-    policy = getattr(agent, "policy", None)
+    policy: Any = getattr(agent, "policy", None)
     if not hasattr(getattr(policy, "pi_features_extractor", None), "encoder"):
         raise ValueError(
             "Only an agent with a graph encoder has embeddings to read. Set agent=ppo or a2c, and "

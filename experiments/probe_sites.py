@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +89,7 @@ def site_embeddings(policy: Any, observation: dict[str, np.ndarray]) -> np.ndarr
 
 def collect(
     envs: Sequence[PruningEnv],
-    policies: dict[str, Sequence[Any]],
+    policies: Mapping[str, Sequence[Any]],
     *,
     assignments: int,
     seed: int,
