@@ -89,8 +89,10 @@ def draw_tradeoff(runs: Sequence[ReportRun], path: Path) -> None:
         )  # fmt: skip
         for label, of_label in points.items():
             axes.scatter(
-                [macs for macs, _ in of_label], [accuracy for _, accuracy in of_label],
-                s=46, color=colours[label][0], zorder=3, edgecolors="white", linewidths=0.8, label=label,
+                [macs for macs, _ in of_label],
+                [accuracy for _, accuracy in of_label],
+                s=46, color=colours[label][0], zorder=3, edgecolors="white", linewidths=0.8,
+                label=label,
             )  # fmt: skip
         unpruned = base[metric.removesuffix("_finetuned")]
         axes.scatter(
