@@ -1,7 +1,9 @@
 """What one evaluation costs, beside the bare forward pass that it cannot do without.
 
-Overrides are those of train_agent.py, such as network=resnet56_cifar10 data.root=DIR
-network.checkpoint=FILE budget.relative_macs=0.5 num_threads=2.
+Then what it saves to measure side by side, and what the agents of three searches cost beside the
+evaluations that they ask for. Overrides are those of train_agent.py, such as
+network=resnet56_cifar10 data.root=DIR network.checkpoint=FILE budget.relative_macs=0.5
+num_threads=2.
 """
 
 from __future__ import annotations
@@ -9,25 +11,24 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from agents.search import check_agent
 from envs.pruning_env import PruningEnv
-from experiments.building import build_data, own_options
 from experiments.command_line import CONFIG_FOLDER
+from experiments.composed_task import ComposedTask
 from experiments.evaluation_table import (
     BARE,
     COLUMNS,
@@ -39,13 +40,19 @@ from experiments.evaluation_table import (
     RECALIBRATED,
     EvaluationFigures,
     EvaluationTable,
-    Taken,
 )
-from experiments.pipeline import build_task, seed_everything, trained_network
-from experiments.progress import shows_progress
+from experiments.parallel_evaluation import measure_parallel
+from experiments.policy_share import (
+    AGENTS,
+    HEAD,
+    SHARE_LEGEND,
+    measure_share,
+    shares_to_markdown,
+    with_agent,
+)
 from experiments.run_folder import write_text
 from experiments.search_stage import build_parts
-from experiments.settings import Settings
+from experiments.stopwatch import Taken, timed
 from networks.data import SearchSplits
 from pruning.evaluation import Evaluation, Evaluator, forward
 from pruning.folding import channels_last_weights, folded
@@ -53,8 +60,6 @@ from pruning.keep_set import KeepSet
 from pruning.plan import Candidate
 from pruning.recalibration import balanced_split, evaluation_mode, normalised_tensors
 from pruning.task import PruningTask
-
-_T = TypeVar("_T")
 
 
 def measure_evaluation(
@@ -89,7 +94,7 @@ def measure_evaluation(
         (BARE, ways.bare),
     ]
     if decide is not None:
-        turns.append((POLICY, lambda _: _timed(decide)))
+        turns.append((POLICY, lambda _: timed(decide)))
     taken: dict[str, list[Taken]] = {name: [] for name in (*dict(turns), HIT)}
     differences = dict.fromkeys((PLAIN, BARE), 0.0)
     for number in range(-1, rounds):
@@ -136,15 +141,15 @@ class _Ways:
             with self._task.slimmer.masked(candidate.keep) as network, evaluation_mode(network):
                 return self._scored(forward(network, self._batches))
 
-        return _timed(measure)
+        return timed(measure)
 
     def recalibrated(self, candidate: Candidate) -> tuple[Taken, Evaluation]:
         """The evaluator with recalibration."""
-        return _timed(lambda: self._recalibrating.evaluate(candidate))
+        return timed(lambda: self._recalibrating.evaluate(candidate))
 
     def plain(self, candidate: Candidate) -> tuple[Taken, Evaluation]:
         """The evaluator without recalibration."""
-        return _timed(lambda: self._evaluator.evaluate(candidate))
+        return timed(lambda: self._evaluator.evaluate(candidate))
 
     def bare(self, candidate: Candidate) -> tuple[Taken, Evaluation]:
         """Only the forward pass; everything around it is not timed."""
@@ -156,7 +161,7 @@ class _Ways:
                 stack.enter_context(channels_last_weights(slim))
             if self._evaluator.fold:
                 stack.enter_context(folded(slim, slimmer.graph.folds))
-            taken, outputs = _timed(lambda: forward(slim, self._laid_out))
+            taken, outputs = timed(lambda: forward(slim, self._laid_out))
         return taken, self._scored(outputs)
 
     def _scored(self, outputs: Tensor) -> Evaluation:
@@ -229,52 +234,80 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ValueError: an option or an override is wrong.
     """
     options = _parser().parse_intermixed_args(arguments)
-    if options.rounds < 1:
-        raise ValueError(f"--rounds must be 1 or more, got {options.rounds}.")
+    lowest = {
+        "rounds": 1, "workers": 0, "candidates": 1, "parallel-rounds": 1, "search-evaluations": 0,
+    }  # fmt: skip
+    for name, least in lowest.items():
+        value = getattr(options, name.replace("-", "_"))
+        if value < least:
+            raise ValueError(f"--{name} must be {least} or more, got {value}.")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        composed = compose("train_agent", options.overrides, return_hydra_config=True)
-    choices = composed.hydra.runtime.choices
-    config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    table = _measure(config, str(choices.network), options)
+        choices = compose("train_agent", options.overrides, return_hydra_config=True)
+    network_name = str(choices.hydra.runtime.choices.network)
+    composed = ComposedTask.from_overrides(options.overrides)
+    task = composed.new_task()
+    table = _measure(composed, task, network_name, options)
+    console = Console(width=140)
+    _print(table.title, COLUMNS, table.cells, (table.verdict, LEGEND), console)
+    text = table.to_markdown()
+    if options.workers > 0:
+        parallel = measure_parallel(
+            task,
+            _counts(composed, task),
+            workers=options.workers,
+            candidates=options.candidates,
+            rounds=options.parallel_rounds,
+            seed=composed.settings.seed,
+        )
+        console.print(parallel.sentence, markup=False, highlight=False)
+        text += f"\n{parallel.sentence}\n"
+    count = options.search_evaluations
+    if count > 0:
+        shares = [
+            measure_share(name, with_agent(composed, options.overrides, own), count)
+            for name, own in AGENTS.items()
+        ]
+        cells = [share.cells for share in shares]
+        _print("What agents cost beside evaluations", HEAD, cells, (SHARE_LEGEND,), console)
+        text += f"\n{shares_to_markdown(shares)}"
     folder: Path = options.output
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "evaluation.md", table.to_markdown())
-    _print(table, Console(width=140))
+    write_text(folder / "evaluation.md", text)
     print(f"Written to {folder / 'evaluation.md'}.")
     return 0 if max(table.figures.loss_differences.values()) < 1e-3 else 1
 
 
-def _measure(config: DictConfig, network_name: str, options: argparse.Namespace) -> EvaluationTable:
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    for section in ("network", "data"):
-        plain[section] = own_options(section, plain[section], options.overrides)
-    settings = Settings.from_config(plain, show_progress=shows_progress(plain["progress_bar"]))
-    torch.set_num_threads(settings.num_threads)
-    seed_everything(settings.seed)
-    data = build_data(plain["data"])
-    network = trained_network(config, plain, data, settings)
-    task = build_task(config, plain, network, data, settings)
-    counts = task.uniform_counts(plain["budget"].get("relative_macs", 0.5) * task.cost.base_macs)
-    evaluation = instantiate(config.evaluation, _convert_="all")
+def _counts(composed: ComposedTask, task: PruningTask) -> np.ndarray:
+    """Kept channels of the uniform plan within the budget of the config."""
+    relative_macs = composed.plain["budget"].get("relative_macs", 0.5)
+    return task.uniform_counts(relative_macs * task.cost.base_macs)
+
+
+def _measure(
+    composed: ComposedTask, task: PruningTask, network_name: str, options: argparse.Namespace
+) -> EvaluationTable:
+    settings, search = composed.settings, composed.data.search
+    counts = _counts(composed, task)
+    evaluation = instantiate(composed.config.evaluation, _convert_="all")
     bar = _bar(options.rounds + 1, enabled=settings.show_progress)
     figures = measure_evaluation(
         task,
-        data.search,
+        search,
         counts,
         rounds=options.rounds,
         options={k: v for k, v in evaluation.items() if k not in ("recalibrate", "latency")},
-        decide=Decider(config, task),
+        decide=Decider(composed.config, task),
         seed=settings.seed,
         advance=bar.update,
     )
     bar.close()
     return EvaluationTable(
         network=network_name,
-        data=data.name,
+        data=composed.data.name,
         relative_macs=float(task.cost.macs_of_counts(counts) / task.cost.base_macs),
-        images=len(data.search.reward),
-        calibration_images=len(data.search.calibration),
+        images=len(search.reward),
+        calibration_images=len(search.calibration),
         batch_size=task.evaluator.batch_size,
         threads=settings.num_threads,
         figures=figures,
@@ -288,6 +321,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the config")
     parser.add_argument("--rounds", type=int, default=20, help="candidates that are measured")
     parser.add_argument(
+        "--workers", type=int, default=2, help="processes side by side; 0 leaves that out"
+    )
+    parser.add_argument("--candidates", type=int, default=8, help="side by side in a round")
+    parser.add_argument("--parallel-rounds", type=int, default=7, help="of those candidates")
+    parser.add_argument(
+        "--search-evaluations",
+        type=int,
+        default=64,
+        help="of each search in which an agent is timed; 0 leaves that out",
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         default=Path("benchmark_evaluation"),
@@ -296,21 +340,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _print(table: EvaluationTable, console: Console) -> None:
-    view = Table(title=table.title, title_justify="left")
-    for column in COLUMNS:
-        view.add_column(column, justify="left" if column in (COLUMNS[0], COLUMNS[-1]) else "right")
-    for cells in table.cells:
+def _print(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    lines: Sequence[str],
+    console: Console,
+) -> None:
+    view = Table(title=title, title_justify="left")
+    is_text = (columns[0], COLUMNS[-1])
+    for column in columns:
+        view.add_column(column, justify="left" if column in is_text else "right")
+    for cells in rows:
         view.add_row(*cells)
     console.print(view)
-    for line in (table.verdict, LEGEND):
+    for line in lines:
         console.print(line, markup=False, highlight=False)
-
-
-def _timed(function: Callable[[], _T]) -> tuple[Taken, _T]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = function()
-    return Taken(time.perf_counter() - wall, time.process_time() - cpu), result
 
 
 def _bar(total: int, *, enabled: bool) -> Any:

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from experiments.stopwatch import Taken
+
 MASKED, RECALIBRATED, PLAIN, BARE, HIT, POLICY = (
     "masked network",
     "evaluation, recalibrated",
@@ -36,19 +38,6 @@ LEGEND = (
     "processor time of all threads, which waiting for other programs does not lengthen. Gradient "
     "steps of the agent are not part of it."
 )
-
-
-@dataclass(frozen=True)
-class Taken:
-    """How long something took.
-
-    Attributes:
-        wall: seconds that went by.
-        cpu: seconds of processor time, of all threads together.
-    """
-
-    wall: float
-    cpu: float
 
 
 @dataclass(frozen=True)

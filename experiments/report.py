@@ -26,6 +26,7 @@ from experiments.report_reasoning import read_reasoning
 from experiments.report_runs import ReportRun, as_comparison, find_runs
 from experiments.report_structure import read_structure
 from experiments.run_folder import write_text
+from experiments.sweep_results import draw_tradeoff, spread_lines, write_csv
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -42,10 +43,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, metavar="RUN_OR_SWEEP_DIR")
     parser.add_argument("--output", type=Path, metavar="FILE", help="instead of report.html there")
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE",
+        help="also write a line per run, and print mean and standard deviation over the seeds",
+    )  # fmt: skip
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="also draw accuracy over MACs as a PNG"
+    )
     options = parser.parse_args(arguments)
     path = options.output or options.folder / "report.html"
-    write_page(find_runs(options.folder), path)
+    runs = find_runs(options.folder)
+    write_page(runs, path)
     print(path)
+    if options.csv is not None:
+        write_csv(runs, options.csv)
+        print(options.csv, "", *spread_lines(runs), sep="\n")
+    if options.picture is not None:
+        draw_tradeoff(runs, options.picture)
+        print(options.picture)
     return 0
 
 

@@ -180,6 +180,12 @@ def _labelled_by_difference(runs: Sequence[ReportRun]) -> tuple[ReportRun, ...]:
         for key in dict.fromkeys(key for leaf in leaves for key in leaf)
         if len({repr(leaf.get(key)) for leaf in leaves}) > 1
     ]
+    chosen = _choices(runs) if len(agents) == len(envs) == 1 else None
+    if chosen is not None:
+        settings = [tuple(repr(leaf.get(key)) for key in keys) for leaf in leaves]
+        if len(set(chosen)) == len(set(settings)) == len(set(zip(chosen, settings, strict=True))):
+            # what was asked for explains all that differs; "encoder gin" says more than its class
+            return tuple(replace(run, label=name) for run, name in zip(runs, chosen, strict=True))
     labelled = []
     for run, leaf in zip(runs, leaves, strict=True):
         names = [run.summary["agent"]] if len(agents) > 1 or not keys else []
@@ -187,6 +193,20 @@ def _labelled_by_difference(runs: Sequence[ReportRun]) -> tuple[ReportRun, ...]:
         names += [f"{key.split('.')[-1]} {leaf.get(key, '–')}" for key in keys]
         labelled.append(replace(run, label=" ".join(names)))
     return tuple(labelled)
+
+
+def _choices(runs: Sequence[ReportRun]) -> list[str] | None:
+    """What each run was asked for that others were not, the seed left out; None when unknown."""
+    asked = [dict(text.lstrip("+~").partition("=")[::2] for text in run.overrides) for run in runs]
+    keys = [
+        key
+        for key in asked[0]
+        if key != "seed" and key.split(".")[0] not in BOOKKEEPING
+        if len({of_run.get(key) for of_run in asked}) > 1
+    ]
+    if not keys or any(key not in of_run for of_run in asked for key in keys):
+        return None
+    return [" ".join(f"{key.split('.')[-1]} {of_run[key]}" for key in keys) for of_run in asked]
 
 
 def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -163,6 +163,16 @@ def test_a_network_of_the_users_is_named_again_when_it_is_reloaded(train, monkey
     assert "Equal to the last image." in capsys.readouterr().out
 
 
+def test_plans_are_measured_side_by_side(train):
+    """Processes that measure change no number."""
+    side_by_side, _ = train("agent=random", "env=allocation", "vec_env=subproc", name="pool")
+    alone, _ = train("agent=random", "env=allocation", "vec_env.num_envs=2", name="alone")
+    assert without_seconds(side_by_side / "metrics.csv") == without_seconds(alone / "metrics.csv")
+    summary = json.loads((side_by_side / "summary.json").read_text())
+    assert (summary["evaluations"], summary["episodes"]) == (4, 4)
+    assert summary["budget"]["met"]
+
+
 def test_what_the_user_freezes_stays_and_is_reported(train):
     folder, _ = train("agent=random", "frozen=['layer1.*']", name="frozen")
     graph = NetworkGraph.from_json((folder / "graph.json").read_text())

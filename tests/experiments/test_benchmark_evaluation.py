@@ -18,9 +18,12 @@ from experiments.evaluation_table import (
     RECALIBRATED,
     EvaluationFigures,
     EvaluationTable,
-    Taken,
 )
+from experiments.parallel_evaluation import ParallelFigures
+from experiments.policy_share import AGENTS, PolicyShare, TimedEvaluator
+from experiments.stopwatch import Taken
 from pruning.evaluation import Evaluator
+from pruning.plan import Decision
 
 
 @pytest.fixture
@@ -129,18 +132,52 @@ def test_the_table_as_markdown(table):
 
 def test_the_command_measures_the_network_of_the_config(tmp_path, capsys):
     arguments = [
-        "evaluation", "--rounds", "1", "--output", str(tmp_path / "out"),
+        "evaluation", "--rounds", "1", "--output", str(tmp_path / "out"), "--candidates", "2",
+        "--parallel-rounds", "1", "--search-evaluations", "2",
         "budget.relative_macs=0.6", "pretrain.epochs=1", f"cache_dir={tmp_path}",
         "+network.width=4", "+network.blocks=[1,1,1]", "+data.reward_size=50",
-        "progress_bar=false",
+        "progress_bar=false", "agent=ppo",
     ]  # fmt: skip
     assert main(arguments) == 0
     assert "digits_resnet on digits" in capsys.readouterr().out
     text = (tmp_path / "out" / "evaluation.md").read_text()
     assert "50 images" in text
     assert all(f"| {name} |" in text for name in MEANINGS)
+    assert "2 new candidates take" in text
+    assert "Both measured the same to the bit." in text
+    assert all(f"| {name} | 2 |" in text for name in AGENTS)
 
 
-def test_bad_options_are_refused():
-    with pytest.raises(ValueError, match="--rounds must be 1 or more, got 0"):
-        main(["evaluation", "--rounds", "0"])
+def test_all_that_is_no_measurement_is_the_agents_share():
+    evaluations = [Taken(wall=0.1, cpu=0.05), Taken(wall=0.3, cpu=0.15), Taken(wall=0.1, cpu=0.05)]
+    share = PolicyShare("mine", 7, evaluations, Taken(wall=0.6, cpu=0.3))
+    assert share.cells == ["mine", "3", "7", "100.0", "33.3", "0.200", "0.200"]
+
+
+def test_a_cache_hit_is_no_measurement(tiny_task):
+    evaluator = TimedEvaluator(tiny_task.evaluator)
+    candidate = tiny_task.candidate([Decision("conv1", ratio=0.5)])
+    first, second = (evaluator.evaluate(candidate) for _ in range(2))
+    assert (first.cached, second.cached, len(evaluator.taken)) == (False, True, 1)
+    assert (evaluator.num_evaluations, evaluator.num_cache_hits) == (1, 1)
+
+
+def test_the_ratio_is_the_median_of_the_rounds():
+    alone, pooled = ([Taken(wall, 0.0) for wall in walls] for walls in ((2, 3, 4), (1, 2, 4)))
+    figures = ParallelFigures(2, 8, alone, pooled, equal=True, load=0.5, cores=2)
+    assert figures.ratios == [2.0, 1.5, 1.0]
+    assert "3000 ms one after the other and 2000 ms in 2 processes" in figures.sentence
+    assert "1.50 times as fast, 1.00 to 2.00. Load 0.5 on 2 cores" in figures.sentence
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--rounds", "0"), "--rounds must be 1 or more, got 0"),
+        (("--workers", "-1"), "--workers must be 0 or more, got -1"),
+        (("--candidates", "0"), "--candidates must be 1 or more, got 0"),
+    ],
+)
+def test_bad_options_are_refused(option, message):
+    with pytest.raises(ValueError, match=message):
+        main(["evaluation", *option])

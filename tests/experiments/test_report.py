@@ -61,8 +61,9 @@ def write_run(folder, *, agent="ppo", env="autosculpt", seed=0, alpha=0.5, test=
     }  # fmt: skip
     summary = {
         "network": "small <net>", "data": "digits", "agent": agent, "env": env, "seed": seed,
-        "evaluations": 3, "search_seconds": 2.0, "base": base, "pruned": network,
-        "uniform": network | {"test_accuracy": 0.7}, "budget": {"relative_macs": 0.6, "met": True},
+        "evaluations": 3, "search_seconds": 2.0, "best_reward": 0.7, "base": base,
+        "pruned": network, "uniform": network | {"test_accuracy": 0.7},
+        "budget": {"relative_macs": 0.6, "met": True},
         "latency": {"runtime": "torch eager", "batch": 32, "threads": 1},
     }  # fmt: skip
     config = {
@@ -125,6 +126,34 @@ def test_runs_of_a_sweep_are_called_by_what_they_differ_in(sweep):
     labels = [run.label for run in find_runs(sweep)]
     assert labels[-1] == "random alpha 0.2"  # 10 comes after 9, not after 1
     assert labels[0] == "ppo alpha 0.2"
+
+
+def test_runs_are_called_by_what_was_asked_for_where_that_explains_all(sweep):
+    for folder in sweep.iterdir():
+        alpha = yaml.safe_load((folder / "config.yaml").read_text())["reward"]["alpha"]
+        seed = int(folder.name[0]) % 2
+        overrides = [f"reward=kind_{alpha}", f"seed={seed}", "logger=csv"]
+        (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+    labels = [run.label for run in find_runs(sweep)]
+    assert labels == ["reward kind_0.2", "reward kind_0.2", "reward kind_0.8", "reward kind_0.8"]
+    # one of them was not asked for its alpha, so the choices do not explain the difference
+    (sweep / "3_ppo" / ".hydra" / "overrides.yaml").write_text("- reward=kind_0.2\n")
+    assert find_runs(sweep)[-1].label == "alpha 0.8"
+
+
+def test_the_numbers_and_the_picture_of_a_sweep(sweep, tmp_path, capsys):
+    numbers, picture = tmp_path / "out" / "sweep.csv", tmp_path / "out" / "sweep.png"
+    assert main([str(sweep), "--csv", str(numbers), "--picture", str(picture)]) == 0
+    rows = list(csv.DictReader(numbers.open(newline="")))
+    assert [(row["label"], row["seed"], row["relative_macs"]) for row in rows] == [
+        ("alpha 0.2", "0", "0.5600"), ("alpha 0.2", "1", "0.5600"),
+        ("alpha 0.8", "0", "0.4400"), ("alpha 0.8", "1", "0.4400"),
+    ]  # fmt: skip
+    assert (rows[1]["test_accuracy"], rows[1]["uniform_test_accuracy"]) == ("0.8000", "0.7000")
+    # seeds of alpha 0.2: test accuracies 0.78 and 0.80, sample deviation 0.02 / sqrt(2)
+    printed = capsys.readouterr().out
+    assert "| alpha 0.2 | 2 | 0.560 ± 0.000 | 0.700 ± 0.000 | 0.790 ± 0.014 |" in printed
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_comparison_gives_its_own_labels(tmp_path):
