@@ -22,9 +22,9 @@ def conf():
         yield
 
 
-def test_there_is_one_main_config_and_one_study():
+def test_there_is_one_main_config_and_two_studies():
     names = [file.name for file in FILES if file.parent == CONFIG_FOLDER]
-    assert names == ["compare_policies.yaml", "train_agent.yaml"]
+    assert names == ["compare_policies.yaml", "train_agent.yaml", "transfer.yaml"]
     assert len(CHOICES) > 30
 
 
@@ -34,6 +34,16 @@ def test_the_comparison_has_every_key_of_the_main_job(conf):
     assert set(study.compare.agents) == set(study.compare.policies)
     assert {key for key in job if study[key] != job[key]} == {"logger", "resume", "search"}
     assert study.search.keep == "accuracy"
+
+
+def test_the_study_of_transfer_has_every_key_of_the_main_job(conf):
+    overrides = ["env=allocation", "agent=imagination"]
+    study, job = compose("transfer"), compose("train_agent", overrides=overrides)
+    assert set(study) == {*job, "transfer"}
+    assert {key for key in job if study[key] != job[key]} == {"logger", "search"}
+    plain = OmegaConf.to_container(study.transfer, resolve=False)
+    assert set(plain["sources"]) <= set(plain["networks"])
+    assert plain["policy_kwargs"]["offset_scale"] == 0.0
 
 
 @pytest.mark.parametrize("choice", CHOICES)
