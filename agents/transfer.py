@@ -154,6 +154,7 @@ def train_shared(
     learning_rate: float,
     weight_decay: float,
     caution: float,
+    anchor: float,
     seed: int,
 ) -> list[float]:
     """Train the shared weights on imagined plans of all networks; nothing is measured.
@@ -161,8 +162,9 @@ def train_shared(
     An update draws plans around the policy's mean on every network, lets the model of that network
     say what they are worth, and takes one policy-gradient step on all networks together: PPO with a
     single pass over its plans. Worth is `mean - caution * deviation of the model`, brought to
-    mean 0 and variance 1 within a network, so that every network counts alike. Draws come in
-    mirrored pairs, and the learning rate falls to 0 along a cosine.
+    mean 0 and variance 1 within a network, so that every network counts alike. A penalty, the
+    KL divergence to the same Gaussian around the uniform plan, lets only those groups leave it that
+    matter. Draws come in mirrored pairs, and the learning rate falls to 0 along a cosine.
 
     Args:
         lessons: the networks; their policies are tied here.
@@ -173,6 +175,7 @@ def train_shared(
         weight_decay: of AdamW, at least 0; keeps few networks from being learned by heart.
         caution: what a standard deviation of a model costs, at least 0; keeps the policy where
             something was measured.
+        anchor: weight of the KL divergence, at least 0.
         seed: of the draws.
 
     Returns:
@@ -208,8 +211,9 @@ def train_shared(
             advantages = torch.as_tensor((worth - worth.mean()) / scale, dtype=torch.float32)
             drawn = torch.as_tensor(actions, dtype=torch.float32)
             log_prob = torch.distributions.Normal(mean, deviation).log_prob(drawn).sum(dim=1)
-            loss = -(advantages * log_prob).mean() / len(lessons)
-            loss.backward()  # type: ignore[no-untyped-call]
+            divergence = mean.square().sum() / (2.0 * deviation**2)
+            loss = anchor * divergence - (advantages * log_prob).mean()
+            (loss / len(lessons)).backward()  # type: ignore[no-untyped-call]
             gains.append((float(worth.mean()) - first[index][0]) / first[index][1])
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -229,7 +233,7 @@ def zero_shot_action(policy: AllocationPolicy, observation: Any) -> np.ndarray:
         return np.clip(_mean(policy, observation).numpy(), -1.0, 1.0)
 
 
-def start_at(agent: Any, observation: Any, action: np.ndarray, path: Path) -> None:
+def start_at(agent: Any, observation: Any, action: np.ndarray, path: Path | None = None) -> None:
     """Let an agent begin its search at an action, with the shared weights where it has a head.
 
     Its offsets make the action the mean whatever the head says, so `offset_scale` and `head_scale`
@@ -240,14 +244,14 @@ def start_at(agent: Any, observation: Any, action: np.ndarray, path: Path) -> No
             an SB3 agent with an `AllocationPolicy` with offsets.
         observation: that of the unpruned network, not a batch.
         action: where to begin, shape (S,).
-        path: what `save_shared` wrote.
+        path: what `save_shared` wrote; None leaves the head as it is.
 
     Raises:
         ValueError: the agent cannot begin at a given plan, or its head has another form.
     """
 
     def adopt(policy: AllocationPolicy) -> None:
-        if policy.reads_graph and policy.head_scale > 0.0:
+        if path is not None and policy.reads_graph and policy.head_scale > 0.0:
             load_shared(policy, path)
 
     if isinstance(agent, EvolutionAgent):

@@ -72,8 +72,10 @@ def run_study(config: DictConfig, folder: Path, overrides: Sequence[str], *, net
         write_results,
     )
     from experiments.transfer_runs import (
+        check_study,
         check_unseen,
         compose_source,
+        given_policy,
         measure_uniform,
         open_task,
         read_sources,
@@ -82,6 +84,8 @@ def run_study(config: DictConfig, folder: Path, overrides: Sequence[str], *, net
     options = config.transfer
     seeds = _seeds(options.seeds)
     target = open_task(config, overrides)
+    check_study(target, options)
+    _whole("transfer.source_evaluations", options.source_evaluations, 2)
     evaluations = target.settings.evaluations
     sources: Mapping[str, ComposedTask] = {}
     if options.policy is None:
@@ -89,6 +93,9 @@ def run_study(config: DictConfig, folder: Path, overrides: Sequence[str], *, net
         rows = read_sources(entries, _plain(options.networks))
         sources = {row.folder: compose_source(row, overrides) for row in rows}
         check_unseen(target, sources)
+    else:
+        for seed in seeds:
+            given_policy(str(options.policy), seed)
     uniform = measure_uniform(target, folder / "uniform")
     done = [_run_seed(seed, target, sources, options, folder) for seed in seeds]
     only = uniform.measurements[0]
@@ -121,7 +128,7 @@ def _run_seed(
 ) -> SeedRuns:
     """All searches of one seed, and the policy between them."""
     from experiments.transfer_results import SeedRuns
-    from experiments.transfer_runs import search_once, train_policy, transferred
+    from experiments.transfer_runs import given_policy, search_once, train_policy, transferred
 
     place = folder / f"seed_{seed}"
     evaluations = target.settings.evaluations
@@ -132,7 +139,7 @@ def _run_seed(
             source,
             place / f"source_{label}",
             seed=seed,
-            evaluations=_whole("transfer.source_evaluations", options.source_evaluations, 2),
+            evaluations=options.source_evaluations,
         )
     if options.policy is None:
         policy = place / "policy.safetensors"
@@ -140,7 +147,7 @@ def _run_seed(
         learned = {label: (source, found[label]) for label, source in sources.items()}
         train_policy(learned, options, policy, seed=seed)
     else:
-        policy = Path(str(options.policy).replace("{seed}", str(seed)))
+        policy = given_policy(str(options.policy), seed)
     log.info("seed %d: target", seed)
     ours = transferred(target, policy, options.policy_kwargs, place / "transferred", seed=seed)
     spent = sum(run.evaluations for run in found.values()) if options.long_scratch else 0
@@ -162,10 +169,9 @@ def _seeds(seeds: Any) -> list[int]:
     return given
 
 
-def _whole(key: str, value: Any, lowest: int) -> int:
+def _whole(key: str, value: Any, lowest: int) -> None:
     if type(value) is not int or value < lowest:
         raise ValueError(f"{key} must be a whole number, {lowest} or more, got {value!r}.")
-    return value
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import time
@@ -186,6 +187,36 @@ def check_unseen(target: ComposedTask, sources: Mapping[str, ComposedTask]) -> N
             )
 
 
+def check_study(target: ComposedTask, options: DictConfig) -> None:
+    """Refuse what cannot work before anything is measured.
+
+    Args:
+        target: the network that is searched with the policy's help.
+        options: the section `transfer`.
+
+    Raises:
+        ValueError: the policy cannot be transferred, the agent cannot begin at its plan, or an
+            option is out of range.
+    """
+    _check_training(options.training)
+    env = target.new_env(target.new_task())
+    policy, observation = new_policy(env, options.policy_kwargs), env.first_observation()
+    agent = new_agent(target.config, env)
+    start_at(agent, observation, zero_shot_action(policy, observation))
+
+
+def given_policy(pattern: str, seed: int) -> Path:
+    """The file of `transfer.policy` for a seed.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(pattern.replace("{seed}", str(seed))).expanduser()
+    if not path.is_file():
+        raise ValueError(f"There is no file {path} with a policy. Change transfer.policy.")
+    return path
+
+
 def search_once(
     composed: ComposedTask,
     folder: Path,
@@ -212,11 +243,7 @@ def search_once(
     settings = _settings(composed, evaluations, about)
     found = _read_done(file, settings)
     if found is not None:
-        measurements = tuple(
-            Measurement(**{**each, "action": tuple(each["action"])})
-            for each in found["measurements"]
-        )
-        return SearchRun(found["evaluations"], measurements, found["seconds"])
+        return _as_run(found)
     started = time.monotonic()
     seed_everything(seed)
     env = composed.new_env(composed.new_task())
@@ -261,7 +288,6 @@ def train_policy(
         ValueError: the policy cannot be transferred, or an option is out of range.
     """
     training: dict[str, Any] = OmegaConf.to_container(options.training, resolve=True)  # type: ignore[assignment]
-    _check_training(training)
     settings = {
         "model": OmegaConf.to_container(options.model, resolve=True),
         "policy_kwargs": OmegaConf.to_container(options.policy_kwargs, resolve=True),
@@ -317,7 +343,6 @@ def transferred(
         folder: of the search.
         seed: of the agent.
     """
-    import hashlib
 
     def begin(env: PruningEnv, agent: Any) -> np.ndarray:
         shared = new_policy(env, policy_kwargs)
@@ -327,8 +352,6 @@ def transferred(
         start_at(agent, observation, action, policy)
         return action
 
-    if not policy.is_file():
-        raise ValueError(f"There is no file {policy} with a policy. Change transfer.policy.")
     return search_once(
         target,
         folder,
@@ -344,15 +367,21 @@ def measure_uniform(target: ComposedTask, folder: Path) -> SearchRun:
     file = folder / "measurements.json"
     settings = _settings(target, 1, None)
     found = _read_done(file, settings)
-    if found is None:
-        env = target.new_env(target.new_task())
-        env.reset()
-        env.step(env.encode_ratios(env.uniform_ratios()))
-        run = SearchRun(env.num_evaluations, _measured(env.history), 0.0)
-        write_json(_made(file), {"settings": settings, **asdict(run)})
-        return run
-    (only,) = found["measurements"]
-    return SearchRun(1, (Measurement(**{**only, "action": tuple(only["action"])}),), 0.0)
+    if found is not None:
+        return _as_run(found)
+    env = target.new_env(target.new_task())
+    env.reset()
+    env.step(env.encode_ratios(env.uniform_ratios()))
+    run = SearchRun(env.num_evaluations, _measured(env.history), 0.0)
+    write_json(_made(file), {"settings": settings, **asdict(run)})
+    return run
+
+
+def _as_run(found: Mapping[str, Any]) -> SearchRun:
+    measurements = tuple(
+        Measurement(**{**each, "action": tuple(each["action"])}) for each in found["measurements"]
+    )
+    return SearchRun(found["evaluations"], measurements, found["seconds"])
 
 
 def _measured(history: Sequence[EpisodeRecord]) -> tuple[Measurement, ...]:

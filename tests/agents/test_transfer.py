@@ -29,6 +29,7 @@ TRAINING = {
     "learning_rate": 0.01,
     "weight_decay": 0.0,
     "caution": 0.0,
+    "anchor": 0.0,
     "seed": 0,
 }
 
@@ -126,7 +127,10 @@ def test_a_rule_that_two_networks_teach_holds_on_a_third(make_env):
     assert progress[-1] > 1.0
     unseen = make_policy(envs[2])
     unseen.load_state_dict(
-        {**unseen.state_dict(), **{n: v.detach() for n, v in shared_weights(lessons[0].policy).items()}}
+        {
+            **unseen.state_dict(),
+            **{n: v.detach() for n, v in shared_weights(lessons[0].policy).items()},
+        }
     )
     action = zero_shot_action(unseen, observe(envs[2]))
     target = np.clip(best(envs[2]), -1, 1)
@@ -154,6 +158,17 @@ def test_training_is_repeatable_and_every_network_counts_alike(make_env):
     once = trained(KnownModel(best))
     np.testing.assert_array_equal(trained(KnownModel(best)), once)
     np.testing.assert_allclose(trained(Scaled(best)), once, atol=1e-4)
+
+
+def test_the_anchor_holds_the_policy_at_the_uniform_plan(make_env):
+    env = make_env("ratio", num_sites=4)
+
+    def distance(anchor):
+        taught = lesson(env, np.array([0.6, -0.6, 0.6, -0.6]))
+        train_shared([taught], **{**TRAINING, "updates": 40, "anchor": anchor})
+        return np.abs(zero_shot_action(taught.policy, observe(env))).mean()
+
+    assert distance(0.0) > 2 * distance(0.5) > 0
 
 
 @pytest.mark.parametrize(
