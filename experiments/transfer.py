@@ -104,7 +104,7 @@ def run_study(config: DictConfig, folder: Path, overrides: Sequence[str], *, net
         outcomes += runs.outcomes(evaluations, long_scratch=bool(options.long_scratch))
     about = {
         "target": network,
-        "sources": list(sources) or [str(options.policy)],
+        "sources": list(sources) or [Path(str(options.policy)).name],
         "relative_macs": float(config.budget.relative_macs),
         "evaluations": evaluations,
         "agent": str(config.agent._target_),
