@@ -213,7 +213,7 @@ def train_shared(
             log_prob = torch.distributions.Normal(mean, deviation).log_prob(drawn).sum(dim=1)
             divergence = mean.square().sum() / (2.0 * deviation**2)
             loss = anchor * divergence - (advantages * log_prob).mean()
-            (loss / len(lessons)).backward()  # type: ignore[no-untyped-call]
+            (loss / len(lessons)).backward()
             gains.append((float(worth.mean()) - first[index][0]) / first[index][1])
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()

@@ -33,7 +33,7 @@ def main(config: DictConfig) -> float:
     # Imported here: --help, --cfg and tab completion stay instant.
     from hydra.core.hydra_config import HydraConfig
 
-    hydra_config = HydraConfig.get()
+    hydra_config: Any = HydraConfig.get()
     return run_study(
         config,
         Path(hydra_config.runtime.output_dir),
@@ -102,7 +102,7 @@ def run_study(config: DictConfig, folder: Path, overrides: Sequence[str], *, net
     outcomes = [Outcome(UNIFORM, seed, only.accuracy, only.loss, 1, 0) for seed in seeds]
     for runs in done:
         outcomes += runs.outcomes(evaluations, long_scratch=bool(options.long_scratch))
-    about = {
+    about: dict[str, Any] = {
         "target": network,
         "sources": list(sources) or [Path(str(options.policy)).name],
         "relative_macs": float(config.budget.relative_macs),
