@@ -249,4 +249,4 @@ def _cell(found: np.ndarray, *, scale: float, digits: int) -> str:
     if len(found) == 1:
         return f"{scale * found[0]:.{digits}f}"
     estimate = bootstrap(mean, [scale * found])
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+    return f"{estimate.value:.{digits}f}\n[{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
