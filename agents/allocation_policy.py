@@ -129,6 +129,11 @@ class AllocationPolicy(MaskedPolicy):
         )
 
     @property
+    def reads_graph(self) -> bool:
+        """Whether the head reads a graph; a head that does not fits one network only."""
+        return self._reads_graph
+
+    @property
     def log_std(self) -> Tensor:  # type: ignore[override]
         """Log of the standard deviation of each entry of the action, shape (S,)."""
         return self.log_std_init + self.log_std_scale * self.free_log_std

@@ -193,6 +193,25 @@ class EvolutionAgent(ScriptedAgent, ABC):
                 f"(or env/action=ratio budget=project env/episode=whole env.max_steps=1)."
             )
 
+    def start_at(self, action: np.ndarray) -> None:
+        """Begin the search at an action instead of the uniform plan.
+
+        Args:
+            action: shape (S,).
+
+        Raises:
+            ValueError: the search has begun, or the action has another shape.
+        """
+        space = self._attached_env().action_space
+        if self._rewards:
+            raise ValueError("The search has begun: choose where it starts before.")
+        if np.shape(action) != space.shape:
+            raise ValueError(
+                f"A start of shape {np.shape(action)} is no action of shape {space.shape}."
+            )
+        self._start = np.asarray(action, dtype=np.float64)
+        self._strategy = None
+
     def predict(
         self,
         observation: Any,

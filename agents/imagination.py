@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,10 @@ class ImaginationAgent(EvolutionAgent):
         verbose: not used.
         device: of the policy.
 
+    Attributes:
+        prepare_policy: called with the policy before the search begins, to give it weights that
+            were learned elsewhere.
+
     Raises:
         ValueError: a setting is out of range, or the environment has other episodes or actions.
     """
@@ -237,6 +241,7 @@ class ImaginationAgent(EvolutionAgent):
             "drawn_plans": drawn_plans,
             "optimism": optimism,
         }
+        self.prepare_policy: Callable[[AllocationPolicy], None] | None = None
         super().__init__(env, sigma=1.0, seed=seed)
 
     @classmethod
@@ -292,6 +297,9 @@ class ImaginationAgent(EvolutionAgent):
             **self._ppo_settings,
         )
         ppo.set_logger(Logger(folder=None, output_formats=[]))
+        if self.prepare_policy is not None:
+            assert isinstance(ppo.policy, AllocationPolicy), "checked by the constructor"
+            self.prepare_policy(ppo.policy)
         return ImaginationStrategy(
             start, ppo, imagined, self._model, seed=self._strategy_seed, **self._strategy_settings
         )

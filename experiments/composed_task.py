@@ -53,7 +53,19 @@ class ComposedTask:
         Raises:
             ValueError: a value of the config is wrong.
         """
-        config, plain = compose_config(overrides)
+        return cls.from_config(*compose_config(overrides))
+
+    @classmethod
+    def from_config(cls, config: DictConfig, plain: dict[str, Any]) -> ComposedTask:
+        """Seed everything, load the data and train or load the network.
+
+        Args:
+            config: the config of the main job.
+            plain: the same as plain data.
+
+        Raises:
+            ValueError: a value of the config is wrong.
+        """
         settings = Settings.from_config(plain, show_progress=shows_progress(plain["progress_bar"]))
         torch.set_num_threads(settings.num_threads)
         seed_everything(settings.seed)
@@ -75,10 +87,15 @@ def compose_config(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]
     """The config of the main job with these overrides, also as plain data."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config = compose("train_agent", list(overrides))
+    return config, as_plain(config, overrides)
+
+
+def as_plain(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """A config as plain data; of network and data only the keys that belong to their functions."""
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     for section in ("network", "data"):
         plain[section] = own_options(section, plain[section], overrides)
-    return config, plain
+    return plain
 
 
 def new_agent(config: DictConfig, env: PruningEnv, **changes: Any) -> Any:

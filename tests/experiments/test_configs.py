@@ -22,9 +22,10 @@ def conf():
         yield
 
 
-def test_there_is_one_main_config_and_three_studies():
+def test_there_is_one_main_config_and_four_studies():
     names = [file.stem for file in FILES if file.parent == CONFIG_FOLDER]
-    assert names == ["ablate_patterns", "compare_policies", "iterative", "train_agent"]
+    studies = ["ablate_patterns", "compare_policies", "iterative", "transfer"]
+    assert sorted(names) == sorted([*studies, "train_agent"])
     assert len(CHOICES) > 30
 
 
@@ -49,6 +50,16 @@ def test_stages_have_every_key_of_the_main_job(conf):
     study, job = compose("iterative"), compose("train_agent", overrides=["env=allocation"])
     assert set(study) == {*job, "iterative"}
     assert {key for key in job if study[key] != job[key]} == {"logger", "resume"}
+
+
+def test_the_study_of_transfer_has_every_key_of_the_main_job(conf):
+    overrides = ["env=allocation", "agent=imagination"]
+    study, job = compose("transfer"), compose("train_agent", overrides=overrides)
+    assert set(study) == {*job, "transfer"}
+    assert {key for key in job if study[key] != job[key]} == {"logger", "search"}
+    plain = OmegaConf.to_container(study.transfer, resolve=False)
+    assert set(plain["sources"]) <= set(plain["networks"])
+    assert plain["policy_kwargs"]["offset_scale"] == 0.0
 
 
 @pytest.mark.parametrize("choice", CHOICES)
