@@ -16,6 +16,7 @@ GOOD = {
     "round_to": 8,
     "num_threads": 2,
     "cache_dir": "cache",
+    "export": ["onnx", "pt2"],
     "search": {
         "evaluations": 5,
         "minutes": None,
@@ -71,6 +72,7 @@ def test_settings_are_read():
     assert settings.latency_onnxruntime is None
     assert settings.round_to == 8
     assert settings.keep == "loss"
+    assert settings.export == ("onnx", "pt2")
     assert (settings.frozen, settings.attention) == (("conv1", "layer1.*"), "head_dims")
 
 
@@ -98,6 +100,7 @@ def test_settings_are_read():
             r"vec_env\.workers must be a whole number, in \[0, 2\], got 3",
         ),
         ({"cache_dir": None}, r"cache_dir must be a folder, got None"),
+        ({"export": "tflite"}, r"export must be null, one of onnx, pt2, or a list of them"),
         (
             {"search": {**GOOD["search"], "evaluations": 0}},
             r"search\.evaluations must be a whole number, 1 or more, got 0",
