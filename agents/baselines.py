@@ -141,9 +141,9 @@ class ScriptedAgent:
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """The action of the current step of the attached env; the observation is not read."""
+        """What the agent would do in the attached env; the observation is not read."""
         env = self._attached_env()
-        action = self._choose(env, self.rng)
+        action = self._recommended(env)
         vectorised = is_vectorized_observation(observation, env.observation_space)
         return (action[None] if vectorised else action), state
 
@@ -220,6 +220,10 @@ class ScriptedAgent:
         """Whether there is something left to try; asked before every step."""
         return True
 
+    def _recommended(self, env: VecEnv) -> np.ndarray:
+        """The action that `predict` gives: that of the current step, or of the best plan so far."""
+        return self._choose(env, self.rng)
+
     def _take_in(self, action: np.ndarray, reward: float, done: bool) -> None:
         """Learn from one step; agents that only follow a rule do not."""
 
@@ -283,8 +287,8 @@ class RandomAgent(ScriptedAgent):
 
 def uniform_action(env: VecEnv, rng: np.random.Generator) -> np.ndarray:
     """The action that prunes the current group, or all groups, by the uniform ratio."""
-    (ratios,) = env.env_method("uniform_ratios")
-    (action,) = env.env_method("encode_ratios", ratios)
+    (ratios,) = env.env_method("uniform_ratios", indices=0)
+    (action,) = env.env_method("encode_ratios", ratios, indices=0)
     return np.asarray(action)
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.utils import is_vectorized_observation
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from agents.baselines import ScriptedAgent
+from agents.baselines import ScriptedAgent, uniform_action
 from pruning.keep_set import KeepSet, allowed_counts
 from pruning.plan import Candidate
 from pruning.task import PruningTask
@@ -188,19 +187,6 @@ class CountSearchAgent(ScriptedAgent, ABC):
             )
         self._running = None
 
-    def predict(
-        self,
-        observation: Any,
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """The action closest to the best plan found; before a search, to the uniform plan."""
-        env = self._attached_env()
-        action = self._encoded(env)
-        vectorised = is_vectorized_observation(observation, env.observation_space)
-        return (action[None] if vectorised else action), state
-
     def findings(self) -> dict[str, str]:
         """What the search leaves beside its plan: JSON texts by path within the run folder."""
         return dict(self._findings)
@@ -252,10 +238,10 @@ class CountSearchAgent(ScriptedAgent, ABC):
         return Measured(record.score, record.accuracy, record.loss, record.met), {"record": record}
 
     def _encoded(self, env: VecEnv) -> np.ndarray:
-        ratios: Mapping[str, float] | None = self._best_ratios
-        if ratios is None:
-            (ratios,) = env.env_method("uniform_ratios")
-        (action,) = env.env_method("encode_ratios", ratios)
+        """The action closest to the best plan found; before a search, to the uniform plan."""
+        if self._best_ratios is None:
+            return uniform_action(env, self.rng)
+        (action,) = env.env_method("encode_ratios", self._best_ratios)
         return np.asarray(action)
 
     def _settings(self) -> dict[str, Any]:
@@ -280,4 +266,4 @@ class CountSearchAgent(ScriptedAgent, ABC):
 def count_space(env: VecEnv) -> CountSpace:
     """The channel counts of the first environment."""
     (task,), (smallest,) = env.get_attr("task"), env.get_attr("smallest_counts")
-    return CountSpace.of(task, smallest, env.get_attr("budget_macs")[0])
+    return CountSpace.of(task, smallest, env.get_attr("limits")[0].upper)

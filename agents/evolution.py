@@ -11,10 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 from cmaes import CMA
 from gymnasium import spaces
-from stable_baselines3.common.utils import is_vectorized_observation
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.baselines import ScriptedAgent
+from agents.baselines import ScriptedAgent, uniform_action
 
 
 class Strategy(Protocol):
@@ -212,19 +211,11 @@ class EvolutionAgent(ScriptedAgent, ABC):
         self._start = np.asarray(action, dtype=np.float64)
         self._strategy = None
 
-    def predict(
-        self,
-        observation: Any,
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """The centre of the search, at first the uniform plan; the observation is not read."""
-        env = self._attached_env()
-        mean = self._searching(env).mean
-        action = np.clip(mean, env.action_space.low, env.action_space.high).astype(np.float32)  # type: ignore[attr-defined]
-        vectorised = is_vectorized_observation(observation, env.observation_space)
-        return (action[None] if vectorised else action), state
+    def _recommended(self, env: VecEnv) -> np.ndarray:
+        """The centre of the search, at first the uniform plan."""
+        space = env.action_space
+        assert isinstance(space, spaces.Box), "checked by set_env"
+        return np.clip(self._searching(env).mean, space.low, space.high).astype(np.float32)
 
     @abstractmethod
     def _make_strategy(self, start: np.ndarray, space: spaces.Box) -> Strategy:
@@ -247,9 +238,7 @@ class EvolutionAgent(ScriptedAgent, ABC):
         """The strategy, built at the uniform plan when it is first needed."""
         if self._strategy is None:
             if self._start is None:
-                (ratios,) = env.env_method("uniform_ratios", indices=0)
-                (action,) = env.env_method("encode_ratios", ratios, indices=0)
-                self._start = np.asarray(action, dtype=np.float64)
+                self._start = uniform_action(env, self.rng).astype(np.float64)
             space = env.action_space
             assert isinstance(space, spaces.Box), "checked by set_env"
             self._strategy = self._make_strategy(self._start, space)

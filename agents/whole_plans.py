@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.utils import is_vectorized_observation
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.baselines import ScriptedAgent
+from agents.baselines import ScriptedAgent, uniform_action
 
 
 class WholePlanAgent(ScriptedAgent):
@@ -65,21 +64,10 @@ class WholePlanAgent(ScriptedAgent):
         """The environment behind the wrappers."""
         return env.get_attr("unwrapped")[0]
 
-    def predict(
-        self,
-        observation: Any,
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """The best plan so far, at first the uniform one; the observation is not read."""
-        env = self._attached_env()
+    def _recommended(self, env: VecEnv) -> np.ndarray:
+        """The best plan so far, at first the uniform one."""
         ratios = self._best_ratios()
-        if ratios is None:
-            (ratios,) = env.env_method("uniform_ratios")
-        action = self._encode(env, ratios)
-        vectorised = is_vectorized_observation(observation, env.observation_space)
-        return (action[None] if vectorised else action), state
+        return uniform_action(env, self.rng) if ratios is None else self._encode(env, ratios)
 
     def _encode(self, env: VecEnv, ratios: Mapping[str, float]) -> np.ndarray:
         (action,) = env.env_method("encode_ratios", ratios)

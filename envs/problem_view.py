@@ -36,11 +36,6 @@ class ProblemView:
         return self._problem.limits
 
     @property
-    def budget_macs(self) -> int:
-        """Most MACs within budget, as the budget counts them."""
-        return self._problem.limits.upper
-
-    @property
     def smallest_counts(self) -> np.ndarray:
         """Fewest channels that the actions can leave in each group, int64 (S,)."""
         return self._problem.smallest.counts.copy()

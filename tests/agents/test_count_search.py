@@ -30,7 +30,7 @@ class TwoPlans(CountSearchAgent):
 
 
 def space_of(env):
-    return CountSpace.of(env.task, env.smallest_counts, env.budget_macs)
+    return CountSpace.of(env.task, env.smallest_counts, env.limits.upper)
 
 
 def test_every_network_is_measured_exactly_and_counted():
