@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from patterns.library import PatternLibrary
 from pruning.cost import CostModel
 from pruning.importance import score_groups
 from pruning.keep_set import CountGrid, KeepSet, count_steps, kept_count, unclipped_count
+from pruning.local_error import LocalErrors, measure_local_errors
 from pruning.masks import MaskChoice, PatternMasks
 from pruning.plan import Candidate, Decision, PruningPlan
 from pruning.reconstruction import ReconstructingEvaluator, Reconstruction
@@ -94,6 +96,7 @@ class PruningTask:
         self.search = search
         self.criterion = criterion
         self.library = library
+        self._seed = seed
         self.sites = tuple(Site(group.name, group.name, group.producers) for group in graph.groups)
         self.scores = score_groups(
             network, graph, criterion, search.calibration, scope=scope, seed=seed
@@ -196,6 +199,17 @@ class PruningTask:
             },
             masks=candidate.masks,
             patterns=tuple(p.spec for p in self.library if p.name in names),
+        )
+
+    @cached_property
+    def local_errors(self) -> LocalErrors:
+        """What each group's channels mean to the operators that read them; measured when asked.
+
+        Raises:
+            ValueError: no calibration images, or a network that takes more than one input.
+        """
+        return measure_local_errors(
+            self.network, self.graph, self.scores, self.search.calibration, seed=self._seed
         )
 
     def smallest_macs(self, max_ratio: float) -> int:
