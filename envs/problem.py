@@ -181,6 +181,45 @@ class Problem:
             quality=1.0,
         )
 
+    def successor(self, state: State, assignment: Assignment) -> State:
+        """The state after an assignment; its quality is known once it is measured."""
+        decided = state.decided.copy()
+        site = state.site
+        if site is None:
+            decided[:] = True
+        else:
+            decided[site] = True
+            site = site + 1 if site + 1 < self.num_sites else None
+        return State(
+            step=state.step + 1,
+            site=site,
+            assignment=assignment,
+            decided=decided,
+            cost=self.meter(assignment),
+            quality=state.quality,
+        )
+
+    def ends(self, state: State) -> tuple[bool, bool]:
+        """Whether a state terminates the episode, and whether it truncates it."""
+        is_last = state.step >= self.horizon
+        if self.is_sequential or self.horizon == 1:  # nothing would follow one step
+            return is_last, False
+        terminated = self.budget.can_be_missed and self.limits.met(state.cost)
+        return terminated, is_last and not terminated
+
+    def measures(self, state: State) -> bool:
+        """Whether a network is measured when it is assessed."""
+        return self.budget.evaluate_outside or self.limits.met(state.cost)
+
+    def executed(self, assignment: Assignment) -> tuple[tuple[str, float | str], ...]:
+        """Name of each site, and the ratio or the name of the pattern executed there."""
+        return tuple(
+            (decision.site, value)
+            for decision in self.actions.decisions(assignment)
+            for value in (decision.pattern, decision.ratio)
+            if value is not None
+        )
+
 
 def group_sizes(task: PruningTask) -> np.ndarray:
     """Channels of each site before pruning, int64 (S,)."""

@@ -188,8 +188,8 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
         assignment, clamps = problem.actions.execute(problem, self._state, action)
         self._clamps += clamps
         self._record_action(action)
-        self._state = self._successor(assignment)
-        terminated, truncated = self._ends(self._state)
+        self._state = problem.successor(self._state, assignment)
+        terminated, truncated = problem.ends(self._state)
         finished = terminated or truncated
         terms: dict[str, float] = {}
         record = None
@@ -211,9 +211,9 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
         """
         problem = self._problem
         assignment, _ = problem.actions.execute(problem, self._state, action)
-        state = self._successor(assignment)
-        is_assessed = not problem.is_sequential or any(self._ends(state))
-        if not is_assessed or not self._is_measured(state):
+        state = problem.successor(self._state, assignment)
+        is_assessed = not problem.is_sequential or any(problem.ends(state))
+        if not is_assessed or not problem.measures(state):
             return None
         return self.task.candidate(problem.actions.decisions(assignment))
 
@@ -282,7 +282,7 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
         kept = 1.0 - self._problem.actions.removed(state.assignment)
         if self.render_mode == "rgb_array":
             return draw_bars(kept, state.decided, state.site)
-        labels = [str(value) for _, value in self._executed(state.assignment)]
+        labels = [str(value) for _, value in self._problem.executed(state.assignment)]
         names = [site.name for site in self.task.sites]
         return write_bars(names, kept, labels, state.site)
 
@@ -303,34 +303,6 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
         raw = tuple(float(value) for value in np.atleast_1d(np.asarray(action)))
         self._raw_action = (*self._raw_action, *raw) if self._problem.is_sequential else raw
 
-    def _successor(self, assignment: Assignment) -> State:
-        """The state after an assignment; its quality is known once it is measured."""
-        problem, state = self._problem, self._state
-        decided = state.decided.copy()
-        site = state.site
-        if site is None:
-            decided[:] = True
-        else:
-            decided[site] = True
-            site = site + 1 if site + 1 < problem.num_sites else None
-        return State(
-            step=state.step + 1,
-            site=site,
-            assignment=assignment,
-            decided=decided,
-            cost=problem.meter(assignment),
-            quality=state.quality,
-        )
-
-    def _ends(self, state: State) -> tuple[bool, bool]:
-        """Whether a state terminates the episode, and whether it truncates it."""
-        problem = self._problem
-        is_last = state.step >= problem.horizon
-        if problem.is_sequential or problem.horizon == 1:  # nothing would follow one step
-            return is_last, False
-        terminated = problem.budget.can_be_missed and problem.limits.met(state.cost)
-        return terminated, is_last and not terminated
-
     def _assess(
         self, finished: bool, *, outside: bool = False
     ) -> tuple[EpisodeRecord, dict[str, float]]:
@@ -342,7 +314,7 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
             "the task executes other counts than the environment assigned"
         )
         met = problem.limits.met(state.cost)
-        is_measured = outside or self._is_measured(state)
+        is_measured = outside or problem.measures(state)
         evaluation = task.evaluator.evaluate(candidate) if is_measured else None
         if evaluation is not None:
             quality = likelihood_kept(evaluation, task.base)
@@ -377,7 +349,7 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
             params=params,
             met=met,
             raw_action=self._raw_action,
-            executed=self._executed(state.assignment),
+            executed=problem.executed(state.assignment),
             clamps=self._clamps,
             seconds=time.perf_counter() - self._started,
             plan=task.plan(decisions, candidate),
@@ -390,25 +362,11 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
     def _reward_state(self) -> dict[str, float]:
         return dict(self._reward.state) if isinstance(self._reward, AdaptiveReward) else {}
 
-    def _is_measured(self, state: State) -> bool:
-        """Whether a network is measured when it is assessed."""
-        problem = self._problem
-        return problem.budget.evaluate_outside or problem.limits.met(state.cost)
-
     def _finish(self, record: EpisodeRecord) -> None:
         self._is_running = False
         self.history.append(record)
         for sink in self._log.sinks:
             sink.write(record)
-
-    def _executed(self, assignment: Assignment) -> tuple[tuple[str, float | str], ...]:
-        """Name of each site, and the ratio or the name of the pattern executed there."""
-        return tuple(
-            (decision.site, value)
-            for decision in self._problem.actions.decisions(assignment)
-            for value in (decision.pattern, decision.ratio)
-            if value is not None
-        )
 
     def _info(self, terms: Mapping[str, float]) -> dict[str, Any]:
         state, problem = self._state, self._problem

@@ -21,7 +21,9 @@ SHARED = (
 )  # fmt: skip
 """What all rows have in common: only then does a difference come from the policy."""
 
-BOOKKEEPING = ("progress_bar", "cache_dir", "debug", "logger", "resume", "export")
+BOOKKEEPING = (
+    "progress_bar", "cache_dir", "measurements_dir", "debug", "logger", "resume", "export",
+)  # fmt: skip
 """What changes no number of a run."""
 
 
@@ -190,6 +192,8 @@ def _make_job(
     config = OmegaConf.masked_copy(
         composed, [str(key) for key in composed if key not in ("hydra", "compare")]
     )
+    if config.measurements_dir is None:  # base and uniform network are the same in many runs
+        config.measurements_dir = str(folder / "measurements")
     budget = OmegaConf.select(config, "budget.relative_macs")
     if budget is None:
         raise ValueError(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from experiments.draw_graph_layout import Layout, Spot
+from experiments.draw_graph_geometry import BAR, LEFT, SYMBOL, TOP, Geometry
+from experiments.draw_graph_layout import Layout
 from experiments.draw_graph_plan import KEPT, STAYS, PlanPicture
+from experiments.draw_graph_strokes import BAND, INCHES, band, line, stamp_place
 from experiments.figures import STYLE
 from graphs.network_graph import Edge, NetworkGraph, Operator
 
@@ -27,12 +27,9 @@ SHAPE_COLOURS = (
 FAMILY_MAPS = ("viridis_r", "YlOrRd", "PuRd", "YlGn", "Greys")
 """Patterns from mild to heavy, one map for each family."""
 
-BAR, SYMBOL, BAND, STAMP, LANE = 0.30, 0.17, 0.16, 0.36, 1.9
-"""Width of a bar, radius of a symbol, breadth of an operator's band, side of a stamp, distance of
-lanes, in columns."""
+STAMP = 0.36
+"""Side of a stamp, in columns."""
 
-TALLEST = 1.15
-INCHES = 0.86
 SYMBOLS = {"add": "+", "mul": "×", "concat": "||", "pool": "pool", "move": "move"}
 
 
@@ -57,153 +54,40 @@ def draw_graph(
         figure = Figure(figsize=(picture.width * INCHES, picture.height * INCHES))
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
         axes.set_axis_off()
-        axes.set_xlim(picture.left, picture.left + picture.width)
-        axes.set_ylim(-picture.height + picture.top, picture.top)
+        axes.set_xlim(LEFT, LEFT + picture.width)
+        axes.set_ylim(-picture.height + TOP, TOP)
         picture.draw(axes, title)
         figure.savefig(path, dpi=150)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """Vertical extent of one row: its middle line, and the line along which edges leave it."""
-
-    middle: float
-    highest: float
-    gutter: float
 
 
 class _Picture:
     """Geometry and drawing; one unit is the distance of two columns, y grows upwards."""
 
-    left, top = -0.95, 0.75
-
     def __init__(self, graph: NetworkGraph, plan: PlanPicture, layout: Layout) -> None:
         self._graph, self._plan, self._layout = graph, plan, layout
         self._colours = pattern_colours(plan)
-        widest = max(len(node.units) for node in graph.feature_maps)
-        self._heights = [
-            0.3 + (TALLEST - 0.3) * math.log1p(len(node.units)) / math.log1p(widest)
-            for node in graph.feature_maps
-        ]
-        self._inputs: dict[int, set[str]] = {}
-        for edge in graph.edges:
-            self._inputs.setdefault(edge.target, set()).add(edge.kind)
-        self._rows, bottom = self._place_rows()
+        self._geometry = geometry = Geometry(graph, layout)
         columns = max(7, *layout.row_lengths)
-        self._legend_top = bottom
         self._legend_columns = max(2, int((columns + 0.9) / 3.4))
         lines = math.ceil(len(self._legend_items()) / self._legend_columns)
         self.width = columns + 0.9
-        self.height = self.top - bottom + 0.55 * lines + 0.35
+        self.height = TOP - geometry.bottom + 0.55 * lines + 0.35
 
     def draw(self, axes: Axes, title: str) -> None:
         """Everything, from the background up."""
-        axes.text(self.left + 0.3, self.top - 0.4, title, fontsize=12, weight="bold", color=INK)
+        axes.text(LEFT + 0.3, TOP - 0.4, title, fontsize=12, weight="bold", color=INK)
         self._draw_stages(axes)
-        crossings: dict[int, int] = {}
-        for edge in self._graph.edges:
-            source, target = (self._layout.spots[n] for n in (edge.source, edge.target))
-            if source.row != target.row:
-                points = self._around(edge, crossings)
-            elif target.column - source.column == 1:
-                points = self._straight(edge)
-            else:
-                points = self._arc(edge)
+        for edge, points in self._geometry.lines():
             self._draw_edge(axes, edge, points)
         for node in range(len(self._graph.feature_maps)):
             self._draw_node(axes, node)
         self._draw_legend(axes)
 
-    def _place_rows(self) -> tuple[list[_Row], float]:
-        """The rows from the top, and where the last one ends."""
-        rows, y = [], self.top - 0.75
-        for row in range(len(self._layout.row_lengths)):
-            highest = max([0.0, *(self._rise(edge) for edge in self._arcs(row))])
-            middle = y - 0.5 - highest - TALLEST / 2
-            lowest = middle - LANE * (self._layout.num_lanes(row) - 1) - TALLEST / 2 - 0.62
-            leaving = {e.source for e in self._graph.edges if self._crosses(e, row)}
-            gutter = lowest - 0.14
-            rows.append(_Row(middle, middle + TALLEST / 2 + highest + 0.36, gutter))
-            y = gutter - (0.16 * len(leaving) + 0.12 if leaving else 0.1)
-        return rows, y
-
-    def _crosses(self, edge: Edge, row: int) -> bool:
-        source, target = (self._layout.spots[n] for n in (edge.source, edge.target))
-        return source.row == row != target.row
-
-    def _arcs(self, row: int) -> list[Edge]:
-        """Edges that leap over columns of a row."""
-        spots = self._layout.spots
-        return [
-            edge
-            for edge in self._graph.edges
-            if spots[edge.source].row == spots[edge.target].row == row
-            and spots[edge.target].column - spots[edge.source].column > 1
-        ]
-
-    def _rise(self, edge: Edge) -> float:
-        """How far above the bars an arc goes."""
-        spots = self._layout.spots
-        span = spots[edge.target].column - spots[edge.source].column
-        return min(1.3, 0.3 + 0.09 * span)
-
-    def _centre(self, node: int) -> tuple[float, float]:
-        spot: Spot = self._layout.spots[node]
-        return float(spot.column), self._rows[spot.row].middle - LANE * spot.lane
-
-    def _half(self, node: int) -> float:
-        """Half the width of what is drawn for a node."""
-        return SYMBOL if self._is_small(node) else BAR / 2
-
-    def _straight(self, edge: Edge) -> list[tuple[float, float]]:
-        (x0, y0), (x1, y1) = self._centre(edge.source), self._centre(edge.target)
-        start, end = (x0 + self._half(edge.source), y0), (x1 - self._half(edge.target), y1)
-        if y0 == y1:
-            return [start, end]
-        middle = (start[0] + end[0]) / 2
-        return [start, (middle, y0), (middle, y1), end]
-
-    def _arc(self, edge: Edge) -> list[tuple[float, float]]:
-        (x0, y0), (x1, y1) = self._centre(edge.source), self._centre(edge.target)
-        middle = self._rows[self._layout.spots[edge.source].row].middle
-        y = middle + TALLEST / 2 + self._rise(edge)
-        start = y0 + self._reach(edge.source)
-        end = y1 + self._reach(edge.target)
-        return [(x0 + 0.06, start), (x0 + 0.06, y), (x1 - 0.06, y), (x1 - 0.06, end)]
-
-    def _around(self, edge: Edge, crossings: dict[int, int]) -> list[tuple[float, float]]:
-        """From the end of one row to a later one, through the space between them."""
-        source, target = (self._layout.spots[n] for n in (edge.source, edge.target))
-        (x0, y0), (x1, y1) = self._centre(edge.source), self._centre(edge.target)
-        index = crossings.get(source.row, 0)
-        crossings[source.row] = index + 1
-        out = x0 + 0.42 + 0.1 * (index % 3)
-        y = self._rows[source.row].gutter - 0.16 * (index % 3)
-        points = [(x0 + BAR / 2, y0), (out, y0), (out, y)]
-        if target.row > source.row + 1:  # along the left edge past the rows in between
-            x, y_next = self.left + 0.1 * (1 + index % 3), self._rows[target.row - 1].gutter
-            points += [(x, y), (x, y_next)]
-            y = y_next
-        if target.column == 0:
-            x = -0.62 + 0.1 * (index % 3)
-            return [*points, (x, y), (x, y1), (x1 - self._half(edge.target), y1)]
-        top = y1 + self._reach(edge.target)
-        return [*points, (x1 - 0.06, y), (x1 - 0.06, top)]
-
-    def _reach(self, node: int) -> float:
-        """Distance from the centre of a node to its upper end."""
-        return SYMBOL if self._is_small(node) else self._heights[node] / 2
-
-    def _is_small(self, node: int) -> bool:
-        """Whether a node is drawn as a symbol: it only sums or multiplies."""
-        kinds = self._inputs.get(node, set())
-        return bool(kinds) and kinds <= {"add", "mul"}
-
     def _draw_stages(self, axes: Axes) -> None:
         from matplotlib.patches import FancyBboxPatch
 
         for index, stage in enumerate(self._layout.stages):
-            row = self._rows[stage.row]
+            row = self._geometry.rows[stage.row]
             bottom, height = row.gutter + 0.1, row.highest - row.gutter - 0.1
             axes.add_patch(
                 FancyBboxPatch(
@@ -225,13 +109,13 @@ class _Picture:
 
     def _draw_edge(self, axes: Axes, edge: Edge, points: list[tuple[float, float]]) -> None:
         if edge.operator is None:
-            _line(axes, points, color=INK if edge.kind == "add" else FAINT, width=1.1)
+            line(axes, points, color=INK if edge.kind == "add" else FAINT, width=1.1)
             return
         stripes = self._plan.stripes[edge.operator]
         is_long = len(points) > 4  # a broad band around a whole row would drown the picture
         colours = [(self._colours[s.label], s.share) for s in stripes]
-        _band(axes, points, colours, breadth=BAND / 2 if is_long else BAND)
-        x, y = _stamp_place(points)
+        band(axes, points, colours, breadth=BAND / 2 if is_long else BAND)
+        x, y = stamp_place(points)
         stamped = [s for s in stripes if s.label in self._plan.shapes]
         for index, stripe in enumerate(stamped):
             offset = (index - (len(stamped) - 1) / 2) * (STAMP + 0.05)
@@ -259,18 +143,18 @@ class _Picture:
     def _draw_node(self, axes: Axes, node: int) -> None:
         from matplotlib.patches import Circle, Rectangle
 
-        x, y = self._centre(node)
+        x, y = self._geometry.centre(node)
         channels, kept = len(self._graph.feature_maps[node].units), self._plan.kept[node]
-        if self._is_small(node):
+        if self._geometry.is_small(node):
             axes.add_patch(Circle((x, y), SYMBOL, facecolor="white", edgecolor=INK, lw=1, zorder=5))
-            kind = min(self._inputs[node])
+            kind = min(self._geometry.inputs[node])
             axes.text(
                 x, y - 0.012, SYMBOLS[kind], ha="center", va="center", fontsize=9, color=INK,
                 zorder=6,
             )  # fmt: skip
             self._label(axes, x, y - SYMBOL, kept, channels, "")
             return
-        height = self._heights[node]
+        height = self._geometry.heights[node]
         low, filled = y - height / 2, height * kept / max(1, channels)
         for part, colour in ((height, REMOVED), (filled, BODY)):
             axes.add_patch(
@@ -300,7 +184,7 @@ class _Picture:
             if e.target == node and e.operator is not None
         ]
         if not makers:
-            kinds = sorted(self._inputs.get(node, ()))
+            kinds = sorted(self._geometry.inputs.get(node, ()))
             return SYMBOLS.get(kinds[0], kinds[0]) if kinds else "input"
         name, kind = makers[0].name, describe(makers[0])
         return name if name == kind else "\n".join([*_broken(name), kind])
@@ -322,7 +206,7 @@ class _Picture:
         width = (self.width - 0.6) / self._legend_columns
         for index, (label, text) in enumerate(self._legend_items()):
             line, column = divmod(index, self._legend_columns)
-            x, y = self.left + 0.5 + column * width, self._legend_top - 0.35 - 0.55 * line
+            x, y = LEFT + 0.5 + column * width, self._geometry.bottom - 0.35 - 0.55 * line
             if label in self._plan.shapes:
                 self._draw_stamp(axes, x, y, label, STAMP)
             elif label:
@@ -380,76 +264,3 @@ def _broken(name: str, longest: int = 17) -> list[str]:
 
 def _counted(label: str, count: int) -> str:
     return f"{label} ({count} {'group' if count == 1 else 'groups'})"
-
-
-def _stamp_place(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Middle of the last straight part of an edge's line."""
-    (x0, y0), (x1, y1) = points[-2], points[-1]
-    return (x0 + x1) / 2 - (0.03 if y0 == y1 else 0.0), (y0 + y1) / 2
-
-
-def _line(axes: Axes, points: Sequence[tuple[float, float]], *, color: str, width: float) -> None:
-    """A line with round corners and a small head."""
-    from matplotlib.patches import FancyArrowPatch
-
-    axes.add_patch(
-        FancyArrowPatch(
-            path=_rounded(points), arrowstyle="-|>,head_length=2.2,head_width=1.2", color=color,
-            linewidth=width, shrinkA=0, shrinkB=0, zorder=3, capstyle="butt", joinstyle="round",
-        )
-    )  # fmt: skip
-
-
-def _band(
-    axes: Axes,
-    points: list[tuple[float, float]],
-    stripes: Sequence[tuple[str, float]],
-    *,
-    breadth: float,
-) -> None:
-    """A broad line whose stripes, side by side, are as broad as their share."""
-    from matplotlib.patches import PathPatch, Polygon
-
-    (x0, y0), (x1, y1) = points[-2], points[-1]
-    length = math.hypot(x1 - x0, y1 - y0)
-    ux, uy = (x1 - x0) / length, (y1 - y0) / length
-    base = (x1 - 0.11 * ux, y1 - 0.11 * uy)
-    line = [*points[:-1], base]
-    offset = breadth / 2
-    for colour, share in stripes:
-        part = breadth * share
-        offset -= part
-        # Stripes differ in y: the parts of a band that are not horizontal are short.
-        moved = [(x, y + offset + part / 2) for x, y in line]
-        axes.add_patch(
-            PathPatch(
-                _rounded(moved), fill=False, edgecolor=colour, linewidth=72 * INCHES * part,
-                capstyle="butt", joinstyle="round", zorder=2,
-            )
-        )  # fmt: skip
-    wide = BAND * 0.95
-    axes.add_patch(
-        Polygon(
-            [(x1, y1), (base[0] - uy * wide, base[1] + ux * wide),
-             (base[0] + uy * wide, base[1] - ux * wide)],
-            facecolor=stripes[-1][0], linewidth=0, zorder=2,
-        )
-    )  # fmt: skip
-
-
-def _rounded(points: Sequence[tuple[float, float]], radius: float = 0.12) -> Any:
-    """A path through the points with its corners rounded."""
-    from matplotlib.path import Path as Outline
-
-    vertices, codes = [points[0]], [Outline.MOVETO]
-    for before, corner, after in zip(points, points[1:], points[2:], strict=False):
-        for other, code in ((before, Outline.LINETO), (after, Outline.CURVE3)):
-            length = math.dist(other, corner)
-            part = min(radius, length / 2) / length if length else 0.0
-            near = tuple(c + part * (o - c) for c, o in zip(corner, other, strict=True))
-            if code == Outline.CURVE3:
-                vertices.append(corner)
-                codes.append(code)
-            vertices.append((near[0], near[1]))
-            codes.append(code)
-    return Outline([*vertices, points[-1]], [*codes, Outline.LINETO])

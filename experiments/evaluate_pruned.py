@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     data = build_run_data(config["data"], options.data)
     network = load_run_network(run.pruned, config["network"], options.network)
-    accuracy = _test(network, data.test, config["evaluation"]["batch_size"], options.metric)
+    accuracy = _test(network, data.test, config["evaluation"], options.metric)
     is_equal = accuracy == expected["test_accuracy"] and len(data.test) == expected["test_images"]
     print(f"{run.pruned}: {_counted(accuracy, len(data.test))}")
     recorded = _counted(expected["test_accuracy"], expected["test_images"])
@@ -104,17 +104,18 @@ def load_run_network(file: Path, options: Mapping[str, Any], own: str | None) ->
     return load_pruned(file, unpruned)
 
 
-def _test(network: nn.Module, test: SampleSet, batch_size: int, metric: str | None) -> float:
+def _test(
+    network: nn.Module, test: SampleSet, evaluation: Mapping[str, Any], metric: str | None
+) -> float:
     """Accuracy on the test split, computed as the final report does."""
-    import torch
-
     from experiments.building import locate
-    from pruning.evaluation import forward, top1_accuracy
+    from pruning.evaluation import outputs_and_targets, top1_accuracy
 
-    inputs, targets = zip(*test.batches(batch_size), strict=True)
-    outputs = forward(network.eval(), inputs)
+    outputs, targets = outputs_and_targets(
+        network, test, evaluation["batch_size"], channels_last=evaluation["channels_last"]
+    )
     compute = top1_accuracy if metric is None else locate("--metric", metric)
-    return float(compute(outputs, torch.cat(targets)))
+    return float(compute(outputs, targets))
 
 
 def _counted(accuracy: float, images: int) -> str:

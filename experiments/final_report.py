@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments.measurements import Measurements
 from experiments.summary import LatencyConditions, NetworkReport
 from networks.data import DataSplits
 from pruning.evaluation import top1_accuracy
@@ -78,20 +79,31 @@ class FinalReport:
         task: the task that was searched in.
         data: all splits, the test split included.
         options: how to measure.
+        measurements: measures on the test split, and may know what another run measured; None
+            measures everything here. Latency is measured in every run: it belongs to the machine
+            and the moment, and is compared within one report.
     """
 
-    def __init__(self, task: PruningTask, data: DataSplits, options: ReportOptions) -> None:
+    def __init__(
+        self,
+        task: PruningTask,
+        data: DataSplits,
+        options: ReportOptions,
+        measurements: Measurements | None = None,
+    ) -> None:
         self.task = task
         self.data = data
         self.options = options
+        self._measurements = measurements or Measurements(task, data.test)
         self._uses_onnxruntime = options.latency_onnxruntime is not False
         self._onnxruntime: str | None = None
 
     def base(self) -> FinalNetwork:
         """The unpruned network; neither recalibrated nor fine-tuned."""
         task = self.task
-        network = task.slimmer.materialize(KeepSet.full(task.graph))
-        test = task.evaluator.measure(network, self.data.test)
+        whole = Candidate(KeepSet.full(task.graph))
+        network = task.slimmer.materialize(whole.keep)
+        test = self._measurements.measure(network, whole)
         report = NetworkReport(
             reward_accuracy=task.base.accuracy,
             reward_loss=task.base.loss,
@@ -124,13 +136,13 @@ class FinalReport:
         Raises:
             ValueError: its accuracy is not finite, or the fine-tuning diverges.
         """
-        task, search, test_split = self.task, self.data.search, self.data.test
+        task, search = self.task, self.data.search
         overlay, masks = task.overlay(candidate), task.mask_tensors(candidate)
         reward = task.evaluator.evaluate(candidate, overlay)
         network = task.slimmer.materialize(candidate.keep, overlay=overlay)
         if self.options.recalibrate:
             recalibrate_batch_norm(network, search.calibration, task.evaluator.batch_size)
-        accuracy = task.evaluator.measure(network, test_split).accuracy
+        accuracy = self._measurements.measure(network, candidate).accuracy
         report = NetworkReport(
             reward_accuracy=reward.accuracy,
             reward_loss=reward.loss,
@@ -155,7 +167,7 @@ class FinalReport:
                 teacher=self._teacher(),
                 **self.options.fine_tune,
             )
-            accuracy = task.evaluator.measure(network, test_split).accuracy
+            accuracy = self._measurements.measure(network, candidate).accuracy
             report = replace(report, test_accuracy_finetuned=accuracy)
         return FinalNetwork(network, report, self._correct(accuracy))
 

@@ -27,6 +27,7 @@ from experiments.evaluate_pruned import load_run_network
 from experiments.export import export_run, first_batch, print_export
 from experiments.final_report import FinalReport, ReportOptions
 from experiments.identity import RunIdentity
+from experiments.measurements import Measurements
 from experiments.progress import TrainingProgress, shows_progress
 from experiments.report import write_page
 from experiments.report_runs import open_run
@@ -131,7 +132,9 @@ def _run(
     with open_mirrors(plain, run.path, identity) as mirrors:
         seed_everything(settings.seed)  # whether the network was trained just now or before
         found = search(config, settings, task, run, [KeptOpen(mirror) for mirror in mirrors])
-        report = FinalReport(task, data, report_options(config, plain, settings, rewound))
+        options = report_options(config, plain, settings, rewound)
+        shared = Measurements(task, data.test, settings.measurements_dir, plain["network"])
+        report = FinalReport(task, data, options, shared)
         summary, rows = write_report(report, found, run, plain, identity, settings, started=started)
         for mirror in mirrors:
             mirror.report(summary.to_dict(), rows)

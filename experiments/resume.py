@@ -20,7 +20,9 @@ from omegaconf import OmegaConf
 from experiments.run_folder import RunFolder
 
 AUTO = "auto"
-HARMLESS = ("resume", "progress_bar", "logger", "debug", "cache_dir", "export")
+HARMLESS = (
+    "resume", "progress_bar", "logger", "debug", "cache_dir", "measurements_dir", "export",
+)  # fmt: skip
 """Root keys that cannot change a result: runs that differ only in them are the same run."""
 
 NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"

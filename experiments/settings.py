@@ -26,6 +26,7 @@ class Settings:
         num_threads: CPU threads of torch.
         show_progress: whether progress bars are drawn.
         cache_dir: folder of the networks that were trained here once.
+        measurements_dir: folder of what was measured on the test split; None keeps none.
         export: endings of the files that the pruned network is also written as, of ENDINGS.
         evaluations: measured candidates after which the search ends.
         minutes: wall time after which it ends, or None.
@@ -48,6 +49,7 @@ class Settings:
     num_threads: int
     show_progress: bool
     cache_dir: Path
+    measurements_dir: Path | None
     export: tuple[str, ...]
     evaluations: int
     minutes: float | None
@@ -85,6 +87,7 @@ class Settings:
             num_threads=_whole("num_threads", config["num_threads"], lowest=1),
             show_progress=show_progress,
             cache_dir=Path(cache_dir).expanduser(),
+            measurements_dir=_folder_or_none("measurements_dir", config["measurements_dir"]),
             export=_formats("export", config["export"]),
             evaluations=_whole("search.evaluations", search["evaluations"], lowest=1),
             minutes=_positive("search.minutes", search["minutes"]),
@@ -131,6 +134,12 @@ def _one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{key} must be one of {', '.join(allowed)}, got {value!r}.")
     return str(value)
+
+
+def _folder_or_none(key: str, value: Any) -> Path | None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ValueError(f"{key} must be null or a folder, got {value!r}.")
+    return None if value is None else Path(value).expanduser()
 
 
 def _switch(key: str, value: Any) -> bool | None:

@@ -109,19 +109,6 @@ def whole_file(file: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def hash_tensor(hashed: Any, name: str, value: Tensor) -> None:
-    """Let a hash depend on a tensor: its name, type, shape and content.
-
-    Args:
-        hashed: an object of `hashlib`.
-        name: of the tensor.
-        value: the tensor, on any device.
-    """
-    content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    hashed.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-    hashed.update(content)
-
-
 def _read_state(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise ValueError(

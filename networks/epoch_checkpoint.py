@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from networks.checkpoints import hash_tensor, whole_file
+from networks.checkpoints import whole_file
+from networks.fingerprints import hash_tensor
 
 _FORMAT = "topiary-training-1"
 _SHOWN_REASON = 200

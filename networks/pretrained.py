@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
-import re
 import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from networks.checkpoints import hash_tensor, load_checkpoint, save_checkpoint
+from networks.checkpoints import load_checkpoint, save_checkpoint
 from networks.data import SampleSet
+from networks.fingerprints import describe_setting, hash_code, hash_tensor
 from networks.training import Progress, TrainingRecipe, train
 
 _FORMAT = 1
@@ -125,33 +123,15 @@ def _draw_weights(network: nn.Module, seed: int) -> None:
 def _cache_key(network: nn.Module, samples: SampleSet, recipe: TrainingRecipe) -> str:
     """Hash everything the trained weights depend on."""
     digest = hashlib.sha256()
-    options = [(field.name, _describe(getattr(recipe, field.name))) for field in fields(recipe)]
+    options = [
+        (field.name, describe_setting(getattr(recipe, field.name))) for field in fields(recipe)
+    ]
     header = (_FORMAT, options, repr(network), samples.mean, samples.std)
     digest.update(repr(header).encode())
-    for kind in sorted(
-        {type(module) for module in network.modules()}, key=lambda k: k.__qualname__
-    ):
-        if not kind.__module__.startswith("torch."):
-            digest.update(_source(kind).encode())  # another forward pass is another network
+    hash_code(digest, network)
     # The drawn weights, so that parameters nobody draws anew are told apart too.
     for name, value in network.state_dict().items():
         hash_tensor(digest, name, value)
     hash_tensor(digest, "inputs", samples.inputs)
     hash_tensor(digest, "targets", samples.targets)
     return digest.hexdigest()[:16]
-
-
-def _describe(value: Any) -> str:
-    """Name a setting without memory addresses, which change from run to run."""
-    if not callable(value):
-        return repr(value)
-    text = f"{value!r} {getattr(value, '__dict__', '')}"
-    kind = value if hasattr(value, "__qualname__") else type(value)
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", text) + _source(kind)
-
-
-def _source(item: Any) -> str:
-    try:
-        return inspect.getsource(item)
-    except (OSError, TypeError):  # typed into a session: there is no file
-        return f"{item.__module__}.{item.__qualname__}"

@@ -111,6 +111,8 @@ class Evaluator:
     Attributes:
         num_evaluations: candidates measured so far, the unit in which search is paid.
         num_cache_hits: candidates answered from memory so far.
+        channels_last: whether candidates are measured channels last; off for a network that cannot.
+        wants_channels_last: as given; `measure` decides for every network anew.
         journal: what counted evaluations are written to, and answered from when a search is
             resumed; an answer is counted like the measurement it stands for. None keeps none.
 
@@ -141,6 +143,7 @@ class Evaluator:
         self.recalibrate = recalibrate
         self.fold = fold
         self.channels_last = channels_last
+        self.wants_channels_last = channels_last
         self.batch_size = batch_size
         self.metric: Metric = metric if metric is not None else top1_accuracy
         self.loss: Metric = loss if loss is not None else cross_entropy
@@ -151,7 +154,7 @@ class Evaluator:
         self._prepared: dict[Candidate, Outcome] = {}
         self._num_measured = 0
         self._inputs, self._targets = self._load(reward, "reward")
-        if channels_last and self._inputs[0].dim() == 4 and not self._runs_on(self._inputs[0][:2]):
+        if channels_last and not _takes_channels_last(slimmer.network, self._inputs[0]):
             self.channels_last = False
             self._inputs = tuple(batch.contiguous() for batch in self._inputs)
         self._calibration = self._load(calibration, "calibration")[0] if recalibrate else None
@@ -247,29 +250,10 @@ class Evaluator:
             NonFiniteAccuracy: accuracy or loss is NaN or infinite.
             ValueError: the sample set is empty.
         """
-        if len(samples) == 0:
-            raise ValueError("Cannot measure a network on an empty sample set.")
-        device = _device(network)
-        outputs, targets = [], []
-        with evaluation_mode(network), torch.inference_mode():
-            for inputs, batch_targets in samples.batches(self.batch_size):
-                outputs.append(_tensor(network(inputs.to(device))))
-                targets.append(batch_targets.to(device))
-            return self._score(
-                torch.cat(outputs), torch.cat(targets), lambda: f"the {type(network).__name__}"
-            )
-
-    def _runs_on(self, batch: Tensor) -> bool:
-        """Whether the network takes the layout of a batch; `x.view(n, -1)` takes the default."""
-        network = self.slimmer.network
-        with evaluation_mode(network), channels_last_weights(network), torch.inference_mode():
-            try:
-                network(batch)
-            except RuntimeError as error:
-                if "view size is not compatible" not in str(error):
-                    raise
-                return False
-        return True
+        outputs, targets = outputs_and_targets(
+            network, samples, self.batch_size, channels_last=self.wants_channels_last
+        )
+        return self._score(outputs, targets, lambda: f"the {type(network).__name__}")
 
     def _load(self, samples: SampleSet, split: str) -> tuple[tuple[Tensor, ...], Tensor]:
         """Batches of normalised inputs in the memory format they are used in, and all targets."""
@@ -321,6 +305,63 @@ def forward(network: nn.Module, batches: Iterable[Tensor]) -> Tensor:
     """
     with torch.inference_mode():
         return torch.cat([_tensor(network(batch)) for batch in batches])
+
+
+def outputs_and_targets(
+    network: nn.Module, samples: SampleSet, batch_size: int, *, channels_last: bool
+) -> tuple[Tensor, Tensor]:
+    """What a network answers to every sample, and what it should have answered.
+
+    The one way in which a network is tested: what a run reports and what a reloaded network shows
+    come from here, so that they are equal to the last bit. Batch norms are not folded: that would
+    measure other weights than those that are saved.
+
+    Args:
+        network: runs in eval mode; left unchanged.
+        samples: any split.
+        batch_size: samples in one forward pass.
+        channels_last: whether 4-d inputs are laid out channels last, where the network takes it.
+
+    Returns:
+        Outputs (N, ...) and targets (N, ...), on the device of the network.
+
+    Raises:
+        ValueError: the sample set is empty, or the network returns something else than one tensor.
+    """
+    if len(samples) == 0:
+        raise ValueError("Cannot measure a network on an empty sample set.")
+    device = _device(network)
+    outputs: list[Tensor] = []
+    targets: list[Tensor] = []
+    with ExitStack() as stack:
+        stack.enter_context(evaluation_mode(network))
+        stack.enter_context(torch.inference_mode())
+        for inputs, batch_targets in samples.batches(batch_size):
+            batch = inputs.to(device)
+            if not outputs:
+                channels_last = channels_last and _takes_channels_last(network, batch)
+                if channels_last:
+                    stack.enter_context(channels_last_weights(network))
+            if channels_last:
+                batch = batch.contiguous(memory_format=torch.channels_last)
+            outputs.append(_tensor(network(batch)))
+            targets.append(batch_targets.to(device))
+    return torch.cat(outputs), torch.cat(targets)
+
+
+def _takes_channels_last(network: nn.Module, batch: Tensor) -> bool:
+    """Whether a network reads images channels last; one with `x.view(n, -1)` does not."""
+    if batch.dim() != 4:
+        return False
+    few = batch[:2].contiguous(memory_format=torch.channels_last)
+    with evaluation_mode(network), channels_last_weights(network), torch.inference_mode():
+        try:
+            network(few)
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error):
+                raise
+            return False
+    return True
 
 
 def _tensor(output: object) -> Tensor:

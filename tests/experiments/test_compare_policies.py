@@ -82,11 +82,17 @@ def test_every_row_gets_the_common_overrides_and_its_own(tmp_path):
     assert config.agent._target_ == "agents.amc.AMC"
     assert config.budget._target_ == "envs.budgets.Wall"
     assert (config.budget.relative_macs, config.seed, config.agent.seed) == (0.3, 7, 7)
+    assert config.measurements_dir == str(tmp_path / "measurements")
     assert "compare" not in config
     assert "hydra" not in config
     assert jobs[2].folder == tmp_path / "relative_macs_0.3" / "ddpg-amc" / "seed_7"
     assert (jobs[2].identity.agent, jobs[2].identity.env) == ("amc", "amc")
     assert jobs[1].identity.env == "allocation"
+
+
+def test_another_folder_of_measurements_is_kept(tmp_path):
+    (job,) = jobs_of(read_rows(["uniform"], POLICIES), tmp_path, "measurements_dir=elsewhere")
+    assert job.open_config().measurements_dir == "elsewhere"
 
 
 def test_budgets_make_a_study_each(tmp_path):
@@ -153,6 +159,8 @@ def test_a_comparison_does_what_is_missing_and_loses_nothing_to_a_failure(tmp_pa
     assert kept.stat().st_mtime_ns == before
     assert unfinished.is_file()
     assert "MACs" in (jobs[1].folder / "run.log").read_text()
+    # base; uniform, which is its own yardstick; random, and uniform at the MACs of random
+    assert len(list((tmp_path / "all" / "measurements").glob("*.json"))) == 4
 
     comparison = collect(rows, jobs, (), tmp_path / "all", common)
     assert comparison.labels == ("uniform", "random")

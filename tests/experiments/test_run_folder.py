@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ GOOD = {
     "round_to": 8,
     "num_threads": 2,
     "cache_dir": "cache",
+    "measurements_dir": "shared",
     "export": ["onnx", "pt2"],
     "search": {
         "evaluations": 5,
@@ -71,6 +73,7 @@ def test_settings_are_read():
     assert settings.latency_seconds == 0.1
     assert settings.latency_onnxruntime is None
     assert settings.round_to == 8
+    assert settings.measurements_dir == Path("shared")
     assert settings.keep == "loss"
     assert settings.export == ("onnx", "pt2")
     assert (settings.frozen, settings.attention) == (("conv1", "layer1.*"), "head_dims")
@@ -100,6 +103,7 @@ def test_settings_are_read():
             r"vec_env\.workers must be a whole number, in \[0, 2\], got 3",
         ),
         ({"cache_dir": None}, r"cache_dir must be a folder, got None"),
+        ({"measurements_dir": ""}, r"measurements_dir must be null or a folder, got ''"),
         ({"export": "tflite"}, r"export must be null, one of onnx, pt2, or a list of them"),
         (
             {"search": {**GOOD["search"], "evaluations": 0}},

@@ -1,11 +1,18 @@
 """Every network of the test list, built the same way for all tests."""
 
+import functools
+
+import numpy as np
 import torch
 from convolutional import CONVOLUTIONAL, convolutional_inputs
 from foreign_networks import FOREIGN, foreign_inputs
 from operations import OPERATIONS, operation_inputs
 from torch import Tensor, nn
 from transformer_networks import TRANSFORMERS, transformer_inputs
+
+from graphs.tracing import trace_network
+from pruning.keep_set import KeepSet
+from pruning.slimming import Slimmer
 
 HARD_CASES = {**TRANSFORMERS, **CONVOLUTIONAL, **OPERATIONS, **FOREIGN}
 
@@ -40,6 +47,23 @@ def build_case(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     examples = inputs(name, torch.Generator().manual_seed(0))
     examples = tuple(x.double() if x.is_floating_point() else x for x in examples)
     return network.double().eval(), examples
+
+
+@functools.cache
+def traced(name):
+    """Network, inputs and graph, once for all tests; every test leaves them as they were."""
+    network, inputs = build_case(name)
+    return network, inputs, trace_network(network, inputs)
+
+
+@functools.cache
+def slimmer_of(name):
+    network, _, graph = traced(name)
+    return Slimmer(network, graph)
+
+
+def random_keep(graph, seed):
+    return KeepSet.random(graph, np.random.default_rng(seed))
 
 
 def randomise(network: nn.Module) -> None:

@@ -16,6 +16,7 @@ from pruning.evaluation import (
     Evaluator,
     NonFiniteAccuracy,
     cross_entropy,
+    outputs_and_targets,
     top1_accuracy,
 )
 from pruning.keep_set import KeepSet
@@ -337,3 +338,28 @@ def test_a_network_that_views_across_channels_is_measured_in_the_default_layout(
     assert not evaluator.channels_last
     keep = KeepSet.from_ratios(slimmer.graph, {"a.0": 0.5})
     assert evaluator.evaluate(Candidate(keep)).num_samples == 12
+
+
+def test_a_test_runs_channels_last_where_the_network_takes_it(network, images):
+    layouts = []
+    network.train()
+    network.norm1.register_forward_pre_hook(
+        lambda _, inputs: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    outputs, targets = outputs_and_targets(network, images, 16, channels_last=True)
+    plain, _ = outputs_and_targets(network, images, 16, channels_last=False)
+    assert layouts[0]
+    assert not layouts[-1]
+    torch.testing.assert_close(outputs, plain)
+    assert torch.equal(targets, images.targets)
+    assert all(module.training for module in network.modules())
+
+
+def test_a_network_that_views_across_channels_is_tested_in_the_default_layout():
+    from zoo import build
+
+    network, _ = build("FlattenSpatial")
+    images = SampleSet(torch.randn(12, 3, 8, 8), torch.randint(0, 5, (12,)))
+    outputs, _ = outputs_and_targets(network, images, 5, channels_last=True)
+    plain, _ = outputs_and_targets(network, images, 5, channels_last=False)
+    assert torch.equal(outputs, plain)
