@@ -39,15 +39,16 @@ def assign(
         Refused: no group fits a name, or a group is given two values.
     """
     producers = {name: group.name for group in groups for name in group.producers}
-    names = [group.name for group in groups]
-    inside = dict(blocks or {})
-    known, kind = [*inside, *names], "block or group" if inside else "group"
+    names: list[str] = [group.name for group in groups]
+    inside: dict[str, Sequence[str]] = dict(blocks or {})
+    known = [*inside, *names]
+    kind = "block or group" if inside else "group"
     by_name: dict[str, Value] = {}
     by_pattern: dict[str, Value] = {}
     for text, value in entries:
         if text not in known and any(sign in text for sign in "*?"):
             found = fnmatch.filter(inside, text)
-            matched = [group_name for block in found for group_name in inside[block]]
+            matched = [name for block in found for name in inside[block]]
             matched, target = matched or fnmatch.filter(names, text), by_pattern
             if not matched:
                 raise Refused(f"no {kind} matches {text!r}; {near_to(text, known)}")

@@ -198,7 +198,7 @@ def test_the_fine_tuning_of_the_kept_plan_is_the_one_proposed(make_ranked_env, s
     assert [p.refusal for p in agent.proposals] == [
         None,
         "fine_tune.epochs=11 is outside its limits, 0 to 10",
-        "fine_tune.weight_decay=0.1 is not to be set here",
+        "fine_tune.weight_decay is not to be set here",
         "fine_tune.learning_rate=0.2 is outside its limits, 0.001 to 0.1",
         None,
         None,
