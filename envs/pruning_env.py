@@ -56,6 +56,7 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
 
     The budget may bound or scale ratios, and an invalid pattern becomes the nearest valid milder
     channel pattern; `info["clamps"]` counts both. `action_masks()` says which patterns are valid.
+    The least important channels go; `rank_by` changes the importance for one episode.
 
     ## Observation Space
     | part | episode | space | meaning |
