@@ -23,16 +23,18 @@ class Assignment:
     Attributes:
         counts: kept channels of each site, int64 (S,).
         patterns: index into the pattern library of each site, int64 (S,); 0 for ratio actions.
+        importance: name of the importance whose lowest channels go first; None for the task's own.
     """
 
     counts: np.ndarray
     patterns: np.ndarray
+    importance: str | None = None
 
     def replace(self, site: int, count: int, pattern: int = 0) -> Assignment:
         """The same with another choice at one site."""
         counts, patterns = self.counts.copy(), self.patterns.copy()
         counts[site], patterns[site] = count, pattern
-        return Assignment(counts, patterns)
+        return Assignment(counts, patterns, self.importance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +170,7 @@ class Problem:
         return Assignment(
             np.where(state.decided, state.assignment.counts, self.smallest.counts),
             np.where(state.decided, state.assignment.patterns, self.smallest.patterns),
+            state.assignment.importance,
         )
 
     def initial(self) -> State:

@@ -56,6 +56,7 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
 
     The budget may bound or scale ratios, and an invalid pattern becomes the nearest valid milder
     channel pattern; `info["clamps"]` counts both. `action_masks()` says which patterns are valid.
+    The least important channels go; `rank_by` changes the importance for one episode.
 
     ## Observation Space
     | part | episode | space | meaning |
@@ -185,7 +186,7 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
         if not self._is_running:
             raise gymnasium.error.ResetNeeded("The episode is over: call reset() before step().")
         problem = self._problem
-        assignment, clamps = problem.actions.execute(problem, self._state, action)
+        assignment, clamps = self._execute(action)
         self._clamps += clamps
         self._record_action(action)
         self._state = problem.successor(self._state, assignment)
@@ -210,12 +211,28 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
             The candidate, or None when that step would measure nothing.
         """
         problem = self._problem
-        assignment, _ = problem.actions.execute(problem, self._state, action)
+        assignment, _ = self._execute(action)
         state = problem.successor(self._state, assignment)
         is_assessed = not problem.is_sequential or any(problem.ends(state))
         if not is_assessed or not problem.measures(state):
             return None
         return self.task.candidate(problem.actions.decisions(assignment))
+
+    def rank_by(self, importance: str | None) -> None:
+        """Let the channels go by another importance, at all sites, until the episode ends.
+
+        An action says how many channels go, the importance says which. The next `reset` brings back
+        the task's own.
+
+        Args:
+            importance: one of `task.importances`; None for the task's own.
+
+        Raises:
+            ValueError: no such importance, or it cannot score this network.
+        """
+        self.task.scores_by(importance)
+        assignment = dataclasses.replace(self._state.assignment, importance=importance)
+        self._state = dataclasses.replace(self._state, assignment=assignment)
 
     def sibling(self) -> PruningEnv:
         """Another environment of the same problem, at its first step.
@@ -302,6 +319,12 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
     def _record_action(self, action: Any) -> None:
         raw = tuple(float(value) for value in np.atleast_1d(np.asarray(action)))
         self._raw_action = (*self._raw_action, *raw) if self._problem.is_sequential else raw
+
+    def _execute(self, action: Any) -> tuple[Assignment, int]:
+        """What an action leads to, ranked as the episode is, and how often it was clamped."""
+        assignment, clamps = self._problem.actions.execute(self._problem, self._state, action)
+        importance = self._state.assignment.importance
+        return dataclasses.replace(assignment, importance=importance), clamps
 
     def _assess(
         self, finished: bool, *, outside: bool = False

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hydra.utils import instantiate
@@ -54,6 +54,7 @@ class Found:
         result: how the search ended.
         num_replayed: evaluations that were measured before the run was interrupted.
         seconds_before: seconds the search had taken until then.
+        fine_tune: settings of the fine-tuning that the agent changes for its plan, if any.
     """
 
     best: EpisodeRecord
@@ -61,6 +62,7 @@ class Found:
     result: SearchResult
     num_replayed: int
     seconds_before: float
+    fine_tune: Mapping[str, Any] = field(default_factory=dict)
 
 
 def search(
@@ -124,7 +126,8 @@ def search(
     agent.save(run.agent)
     if isinstance(agent, CountSearchAgent):
         write_findings(agent.findings(), run)
-    return Found(best, history, result, journal.num_replayed, journal.seconds_before)
+    changes = agent.fine_tune_of(best.episode) if hasattr(agent, "fine_tune_of") else {}
+    return Found(best, history, result, journal.num_replayed, journal.seconds_before, changes)
 
 
 @contextmanager
