@@ -258,8 +258,35 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
                 f"with env.max_ratio."
             )
         KeepSet.from_counts(self.task.graph, wanted)  # refuses what round_to or the sizes forbid
+        return self._measure_assignment(Assignment(wanted, np.zeros_like(wanted)))
+
+    def measure_again(self, record: EpisodeRecord) -> EpisodeRecord:
+        """Measure the plan of a record once more: an episode of one exact decision.
+
+        It costs an evaluation when more images are used now than then, and none otherwise.
+
+        Args:
+            record: a measured episode of this environment.
+        """
+        counts = record.plan.keep_set(self.task.graph).counts
+        names = {decision.site: decision.pattern for decision in record.plan.decisions}
+        patterns = [
+            0 if (name := names.get(site.name)) is None else self.task.library.index(name)
+            for site in self.task.sites
+        ]
+        return self._measure_assignment(Assignment(counts, np.asarray(patterns)))
+
+    def finalists(self, number: int) -> list[EpisodeRecord]:
+        """The best different plans within budget by `rank`, however many images they saw."""
+        met = [record for record in self.history if record.met and record.num_samples]
+        graph = self.task.graph
+        last = {Candidate(r.plan.keep_set(graph), r.plan.masks): r for r in met}
+        return sorted(last.values(), key=self._log.rank, reverse=True)[:number]
+
+    def _measure_assignment(self, assignment: Assignment) -> EpisodeRecord:
+        """An episode of one exact decision, measured within the budget or not."""
+        problem = self._problem
         self._start_episode()
-        assignment = Assignment(wanted, np.zeros_like(wanted))
         self._raw_action = tuple(problem.actions.removed(assignment).tolist())
         self._state = State(
             step=1,
@@ -343,6 +370,7 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
             reward_terms=dict(terms),
             accuracy=None if evaluation is None else evaluation.accuracy,
             loss=None if evaluation is None else evaluation.loss,
+            num_samples=0 if evaluation is None else evaluation.num_samples,
             relative_macs=transition.relative_macs,
             macs=macs,
             nonzero_macs=nonzero_macs(task, candidate),
