@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from gymnasium import spaces
 
-from pruning.plan import Candidate, Decision
+from pruning.keep_set import KeepSet
+from pruning.plan import Candidate, Decision, PruningPlan
 from pruning.task import PruningTask
 
 if TYPE_CHECKING:
@@ -183,6 +184,39 @@ class Problem:
             cost=self.meter.base,
             quality=1.0,
         )
+
+    def with_counts(self, counts: Sequence[int] | np.ndarray) -> Assignment:
+        """The assignment that keeps so many channels of each site.
+
+        Args:
+            counts: kept channels per site, shape (S,).
+
+        Raises:
+            ValueError: actions are patterns, or counts are not allowed.
+        """
+        if self.actions.num_patterns > 1:
+            raise ValueError(
+                "Channel counts are no pattern actions. Set env=allocation or env/action=ratio."
+            )
+        wanted = np.asarray(counts, dtype=np.int64)
+        if wanted.shape != self.sizes.shape or (wanted < self.smallest.counts).any():
+            raise ValueError(
+                f"Wanted are {self.num_sites} kept counts, each at least "
+                f"{self.smallest.counts.tolist()}, got {wanted.tolist()}. Lower a count's bound "
+                f"with env.max_ratio."
+            )
+        KeepSet.from_counts(self.task.graph, wanted)  # refuses what round_to or the sizes forbid
+        return Assignment(wanted, np.zeros_like(wanted))
+
+    def of_plan(self, plan: PruningPlan) -> Assignment:
+        """The assignment that a plan of this problem was made of."""
+        of_site = {decision.site: decision for decision in plan.decisions}
+        decisions = [of_site[site.name] for site in self.task.sites]
+        patterns = [
+            0 if d.pattern is None else self.task.library.index(d.pattern) for d in decisions
+        ]
+        counts = plan.keep_set(self.task.graph).counts
+        return Assignment(counts, np.asarray(patterns), decisions[0].importance)
 
     def successor(self, state: State, assignment: Assignment) -> State:
         """The state after an assignment; its quality is known once it is measured."""

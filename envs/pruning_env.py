@@ -30,7 +30,6 @@ from envs.rewards import (
     likelihood_kept,
     merit,
 )
-from pruning.keep_set import KeepSet
 from pruning.plan import Candidate
 from pruning.task import PruningTask
 
@@ -262,21 +261,26 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
         Raises:
             ValueError: actions are patterns, or counts are not allowed.
         """
+        return self._measure_assignment(self._problem.with_counts(counts))
+
+    def measure_again(self, record: EpisodeRecord) -> EpisodeRecord:
+        """Measure the plan of a record once more: an episode of one exact decision.
+
+        It costs an evaluation when more images are used now than then, and none otherwise.
+
+        Args:
+            record: a measured episode of this environment.
+        """
+        return self._measure_assignment(self._problem.of_plan(record.plan))
+
+    def finalists(self, number: int) -> list[EpisodeRecord]:
+        """The best different plans within budget by `rank`, however many images they saw."""
+        return self._log.finalists(number)
+
+    def _measure_assignment(self, assignment: Assignment) -> EpisodeRecord:
+        """An episode of one exact decision, measured within the budget or not."""
         problem = self._problem
-        if problem.actions.num_patterns > 1:
-            raise ValueError(
-                "Channel counts are no pattern actions. Set env=allocation or env/action=ratio."
-            )
-        wanted = np.asarray(counts, dtype=np.int64)
-        if wanted.shape != problem.sizes.shape or (wanted < problem.smallest.counts).any():
-            raise ValueError(
-                f"Wanted are {problem.num_sites} kept counts, each at least "
-                f"{problem.smallest.counts.tolist()}, got {wanted.tolist()}. Lower a count's bound "
-                f"with env.max_ratio."
-            )
-        KeepSet.from_counts(self.task.graph, wanted)  # refuses what round_to or the sizes forbid
         self._start_episode()
-        assignment = Assignment(wanted, np.zeros_like(wanted))
         self._raw_action = tuple(problem.actions.removed(assignment).tolist())
         self._state = State(
             step=1,
@@ -366,6 +370,7 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
             reward_terms=dict(terms),
             accuracy=None if evaluation is None else evaluation.accuracy,
             loss=None if evaluation is None else evaluation.loss,
+            num_samples=0 if evaluation is None else evaluation.num_samples,
             relative_macs=transition.relative_macs,
             macs=macs,
             nonzero_macs=nonzero_macs(task, candidate),
