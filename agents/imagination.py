@@ -279,6 +279,7 @@ class ImaginationAgent(EvolutionAgent):
     def _make_strategy(self, start: np.ndarray, space: spaces.Box) -> ImaginationStrategy:
         env = self._attached_env()
         (observation,) = env.env_method("first_observation", indices=[0])
+        self._model.bind(env.observation_space, observation)
         imagined = ImaginedVecEnv(
             observation,
             env.observation_space,

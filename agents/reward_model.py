@@ -6,6 +6,7 @@ import warnings
 from typing import Any, Protocol
 
 import numpy as np
+from gymnasium import spaces
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
@@ -13,6 +14,14 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, Wh
 
 class RewardModel(Protocol):
     """Predicts rewards of plans that were not measured."""
+
+    def bind(self, observation_space: spaces.Space, observation: Any) -> None:
+        """Begin anew, for one network; called before the first `fit`.
+
+        Args:
+            observation_space: space of the observations.
+            observation: that of the unpruned network.
+        """
 
     def fit(self, plans: np.ndarray, rewards: np.ndarray) -> None:
         """Learn from every measurement so far.
@@ -26,6 +35,17 @@ class RewardModel(Protocol):
         """Expected rewards and their standard deviations, each (batch,), on one common scale."""
 
 
+def lowest_reward(rewards: np.ndarray, floor: float) -> float:
+    """What ruined networks count as: by how much they are ruined says nothing about good ones.
+
+    Args:
+        rewards: shape (n,).
+        floor: interquartile ranges below the median at which the bound lies, above 0.
+    """
+    low, middle, high = np.quantile(rewards, (0.25, 0.5, 0.75))
+    return float(middle - floor * max(high - low, 1e-6))
+
+
 class GaussianProcess:
     """A linear trend plus a smooth deviation, over the logarithms of the kept fractions.
 
@@ -34,8 +54,7 @@ class GaussianProcess:
     with one for each, the few hundred measurements of a search would fit it to noise.
 
     Args:
-        floor: rewards further below the median than so many interquartile ranges count as if they
-            were there; what a ruined network loses says nothing about the good ones.
+        floor: see `lowest_reward`.
     """
 
     def __init__(self, floor: float = 2.0) -> None:
@@ -47,12 +66,15 @@ class GaussianProcess:
         self._process: GaussianProcessRegressor | None = None
         self._centre = self._scale = np.zeros(0)
 
+    def bind(self, observation_space: spaces.Space, observation: Any) -> None:
+        """Forget what was learned; no graph is read."""
+        self._process = None
+
     def fit(self, plans: np.ndarray, rewards: np.ndarray) -> None:
         """Fit trend, length scale and noise by the marginal likelihood."""
         inputs = np.log(plans)
         self._centre, self._scale = inputs.mean(axis=0), inputs.std(axis=0) + 1e-3
-        low, middle, high = np.quantile(rewards, (0.25, 0.5, 0.75))
-        targets = np.maximum(rewards, middle - self.floor * max(high - low, 1e-6))
+        targets = np.maximum(rewards, lowest_reward(rewards, self.floor))
         kernel = (
             _first_kernel(plans.shape[1]) if self._process is None else self._process.kernel_
         )  # the last answer is a good first guess
