@@ -224,7 +224,7 @@ class GraphEnsemble:
         self._seed = int(np.random.default_rng(seed).integers(2**31))
         self._rng = np.random.default_rng(self._seed)
         self._graph: tuple[spaces.Space, Any] | None = None
-        self._networks = nn.ModuleList()
+        self._networks: list[GraphRegressor | PlanRegressor] = []
         self._optimizer: torch.optim.Optimizer | None = None
         self._outputs: list[_Output] = []
         self._centre = self._scale = np.zeros(0)
@@ -239,7 +239,7 @@ class GraphEnsemble:
             observation: that of the unpruned network.
         """
         self._graph = observation_space, observation
-        self._networks = nn.ModuleList()
+        self._networks = []
         self._rng = np.random.default_rng(self._seed)
 
     def fit(self, plans: np.ndarray, rewards: np.ndarray) -> None:
@@ -288,12 +288,14 @@ class GraphEnsemble:
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
-            self._networks = nn.ModuleList(self._make(num_sites) for _ in range(self.members))
+            self._networks = [self._make(num_sites) for _ in range(self.members)]
         self._optimizer = torch.optim.AdamW(
-            self._networks.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+            nn.ModuleList(self._networks).parameters(),
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
         )
 
-    def _make(self, num_sites: int) -> nn.Module:
+    def _make(self, num_sites: int) -> GraphRegressor | PlanRegressor:
         assert self._graph is not None, "checked by the caller"
         if self.encoder_class is None:
             return PlanRegressor(num_sites, self.num_features)

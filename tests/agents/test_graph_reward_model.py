@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from scipy.stats import spearmanr
 
-from agents.encoder import GCNEncoder
+from agents.encoder import GATv2Encoder, GCNEncoder
 from agents.graph_reward_model import GraphEnsemble, GraphRegressor, PlanRegressor
 from agents.held_out import held_out_quality
 from agents.reward_model import GaussianProcess
@@ -68,7 +68,7 @@ def bound(graph, **settings):
     return model
 
 
-@pytest.mark.parametrize("encoder_class", [GraphEnsemble().encoder_class, GCNEncoder, None])
+@pytest.mark.parametrize("encoder_class", [GATv2Encoder, GCNEncoder, None])
 def test_a_fitted_ensemble_ranks_plans_it_has_not_seen(graph, encoder_class):
     plans, rewards = some_plans(160, sites_of(graph))
     model = bound(graph, encoder_class=encoder_class)
@@ -105,7 +105,7 @@ def test_the_place_of_a_site_in_the_graph_plays_a_part(graph):
     network = GraphRegressor(
         space,
         observation,
-        encoder_class=GraphEnsemble().encoder_class,
+        encoder_class=GATv2Encoder,
         encoder_kwargs={"heads": 2},
         hidden_channels=8,
         num_features=16,
@@ -184,7 +184,7 @@ def test_imagination_searches_with_it_and_repeats_itself(make_digits_env):
     overrides = ("agent/model=graph_ensemble", "agent.warm_up=6", "agent.drawn_plans=20")
     found = []
     for _ in range(2):
-        config = composed(*overrides, "agent.model.members=2")
+        config = composed(*overrides, "agent.model.members=2", "agent.model.steps=2")
         env = make_digits_env(*overrides)
         agent = instantiate(config.agent, _convert_="all", env=env)
         result = run_search(agent, env, evaluations=14)
