@@ -46,8 +46,8 @@ class ImaginationStrategy:
         updates: rollouts of imagined plans per round; 0 draws around the best plan.
         drawn_plans: draws that the measured plans are selected from, at least `plans_per_round`.
         optimism: what a standard deviation of the model is worth, at least 0.
-        knows_before: whether the model predicts before it is fitted; the first plans are then
-            selected like those of any round.
+        knows_before: whether the model predicts before it is fitted; half of the first plans are
+            then selected like those of any round.
         seed: of the draws.
     """
 
@@ -115,7 +115,9 @@ class ImaginationStrategy:
     def _warm_up(self) -> list[np.ndarray]:
         if not self._knows_before:
             return [self._start, *self._draw(self.warm_up - 1)]
-        return [self._start, *self._select(self._draw(self.drawn_plans), self.warm_up - 1)]
+        # half of them: a model that was not fitted yet may be wrong about everything
+        chosen = self._select(self._draw(self.drawn_plans), self.warm_up // 2)
+        return [self._start, *chosen, *self._draw(self.warm_up - 1 - len(chosen))]
 
     def _round(self) -> list[np.ndarray]:
         plans = np.asarray(self._plans)
@@ -179,8 +181,8 @@ class ImaginationAgent(EvolutionAgent):
         drawn_plans: see `ImaginationStrategy`.
         optimism: see `ImaginationStrategy`.
         prior_weight: how much of the trend in the plans' local errors (`pruning.local_error`) is
-            believed, in [0, 1]; they are known before anything is measured, and choose the plans
-            of the warm-up. None: not used.
+            believed, in [0, 1]; they are known before anything is measured, and choose half of the
+            plans of the warm-up. None: not used.
         seed: same seed, same episodes; None draws one.
         verbose: not used.
         device: of the policy.
@@ -295,6 +297,7 @@ class ImaginationAgent(EvolutionAgent):
     def _make_strategy(self, start: np.ndarray, space: spaces.Box) -> ImaginationStrategy:
         env = self._attached_env()
         (observation,) = env.env_method("first_observation", indices=[0])
+        self._model.bind(env.observation_space, observation)
         imagined = ImaginedVecEnv(
             observation,
             env.observation_space,

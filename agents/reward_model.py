@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
+from gymnasium import spaces
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
@@ -14,6 +15,14 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, Wh
 
 class RewardModel(Protocol):
     """Predicts rewards of plans that were not measured."""
+
+    def bind(self, observation_space: spaces.Space, observation: Any) -> None:
+        """Begin anew, for one network; called before the first `fit`.
+
+        Args:
+            observation_space: space of the observations.
+            observation: that of the unpruned network.
+        """
 
     def fit(self, plans: np.ndarray, rewards: np.ndarray) -> None:
         """Learn from every measurement so far.
@@ -27,6 +36,17 @@ class RewardModel(Protocol):
         """Expected rewards and their standard deviations, each (batch,), on one common scale."""
 
 
+def lowest_reward(rewards: np.ndarray, floor: float) -> float:
+    """What ruined networks count as: by how much they are ruined says nothing about good ones.
+
+    Args:
+        rewards: shape (n,).
+        floor: interquartile ranges below the median at which the bound lies, above 0.
+    """
+    low, middle, high = np.quantile(rewards, (0.25, 0.5, 0.75))
+    return float(middle - floor * max(high - low, 1e-6))
+
+
 class GaussianProcess:
     """A linear trend plus a smooth deviation, over the logarithms of the kept fractions.
 
@@ -35,8 +55,7 @@ class GaussianProcess:
     with one for each, the few hundred measurements of a search would fit it to noise.
 
     Args:
-        floor: rewards further below the median than so many interquartile ranges count as if they
-            were there; what a ruined network loses says nothing about the good ones.
+        floor: see `lowest_reward`.
     """
 
     def __init__(self, floor: float = 2.0) -> None:
@@ -48,11 +67,15 @@ class GaussianProcess:
         self._process: GaussianProcessRegressor | None = None
         self._centre = self._scale = np.zeros(0)
 
+    def bind(self, observation_space: spaces.Space, observation: Any) -> None:
+        """Forget what was learned; no graph is read."""
+        self._process = None
+
     def fit(self, plans: np.ndarray, rewards: np.ndarray) -> None:
         """Fit trend, length scale and noise by the marginal likelihood."""
         inputs = np.log(plans)
         self._centre, self._scale = inputs.mean(axis=0), inputs.std(axis=0) + 1e-3
-        targets = floored(rewards, self.floor)
+        targets = np.maximum(rewards, lowest_reward(rewards, self.floor))
         kernel = (
             _first_kernel(plans.shape[1]) if self._process is None else self._process.kernel_
         )  # the last answer is a good first guess
@@ -80,7 +103,7 @@ class PriorModel:
             penalises is worth less.
         weight: how much of the fitted trend is believed, in [0, 1]; the model learns the rest. With
             1 the few first measurements, which all have small penalties, decide too much.
-        floor: for the trend, see `GaussianProcess`.
+        floor: of the rewards that the trend is fitted to, see `lowest_reward`.
     """
 
     def __init__(
@@ -97,10 +120,15 @@ class PriorModel:
         self._slope: float | None = None
         self._intercept = 0.0
 
+    def bind(self, observation_space: spaces.Space, observation: Any) -> None:
+        """Begin anew, the model too."""
+        self._slope = None
+        self._model.bind(observation_space, observation)
+
     def fit(self, plans: np.ndarray, rewards: np.ndarray) -> None:
         """Fit the trend by least squares, never rising, and the model to the rest."""
         penalties = self._penalty(plans)
-        targets = floored(rewards, self._floor)
+        targets = np.maximum(rewards, lowest_reward(rewards, self._floor))
         spread = penalties - penalties.mean()
         square = float(spread @ spread)
         fitted = float(spread @ targets) / square if square > 0.0 else 0.0
@@ -119,12 +147,6 @@ class PriorModel:
     def _trend(self, penalties: np.ndarray) -> np.ndarray:
         assert self._slope is not None, "fit comes first"
         return self._intercept + self._slope * penalties
-
-
-def floored(rewards: np.ndarray, floor: float) -> np.ndarray:
-    """Rewards, the lowest raised to `floor` interquartile ranges below the median."""
-    low, middle, high = np.quantile(rewards, (0.25, 0.5, 0.75))
-    return np.maximum(rewards, middle - floor * max(high - low, 1e-6))
 
 
 def _first_kernel(num_sites: int) -> Any:

@@ -203,6 +203,7 @@ def train_policy(
         model: RewardModel = instantiate(options.model, _convert_="all")
         actions = np.asarray([each.action for each in run.measurements])
         rewards = np.asarray([each.reward for each in run.measurements])
+        model.bind(env.observation_space, env.first_observation())
         model.fit(env.preview(actions, rounded=True), rewards)
         policy = new_policy(env, options.policy_kwargs)
         lessons.append(Lesson(policy, env.first_observation(), env.preview, model))

@@ -67,6 +67,9 @@ def test_training_in_imagination_moves_the_policy_to_what_the_model_likes(make_e
     """With a model that likes the last site only, the mean goes up there and nowhere else."""
 
     class LikesTheLast:
+        def bind(self, observation_space, observation):
+            pass
+
         def fit(self, plans, rewards):
             pass
 

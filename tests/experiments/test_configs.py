@@ -64,7 +64,8 @@ def test_the_study_of_transfer_has_every_key_of_the_main_job(conf):
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_resolves(conf, choice):
-    config = compose("train_agent", overrides=[choice])
+    needed = ["agent=imagination"] if choice.startswith("agent/model=") else []
+    config = compose("train_agent", overrides=[*needed, choice])
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert plain["network"]["_target_"].count(".") >= 1
     assert plain["seed"] == 0
