@@ -128,13 +128,22 @@ def _parser() -> argparse.ArgumentParser:
         description="Test the pruned network of a run in a new process.",
     )
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a finished run")
+    add_own_functions(parser)
+    parser.add_argument(
+        "--metric",
+        metavar="MODULE.FUNCTION",
+        help="function of (outputs, targets), when the run had its own",
+    )
+    return parser
+
+
+def add_own_functions(parser: argparse.ArgumentParser) -> None:
+    """Let the user name what builds network and data of a run; no file may."""
     for name, what in (
         ("network", "builds the unpruned network, when it is not one of Topiary's"),
         ("data", "builds the splits, when they are not Topiary's"),
-        ("metric", "function of (outputs, targets), when the run had its own"),
     ):
         parser.add_argument(f"--{name}", metavar="MODULE.FUNCTION", help=what)
-    return parser
 
 
 if __name__ == "__main__":

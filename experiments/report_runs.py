@@ -17,7 +17,7 @@ from experiments.comparison_results import (
     read_curve,
 )
 from experiments.comparison_rows import BOOKKEEPING
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunFolder, flatten
 
 SEARCHED_BY = ("agent", "encoder")
 DECIDED_IN = ("env", "budget", "reward", "patterns", "encoder", "agent")
@@ -170,7 +170,7 @@ def _labelled_by_difference(runs: Sequence[ReportRun]) -> tuple[ReportRun, ...]:
     leaves = [
         {
             key: value
-            for key, value in flat(run.config).items()
+            for key, value in flatten(run.config, ".").items()
             if key.split(".")[0] not in skipped and not key.endswith("seed")
         }
         for run in runs
@@ -207,14 +207,3 @@ def _choices(runs: Sequence[ReportRun]) -> list[str] | None:
     if not keys or any(key not in of_run for of_run in asked for key in keys):
         return None
     return [" ".join(f"{key.split('.')[-1]} {of_run[key]}" for key in keys) for of_run in asked]
-
-
-def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves of a config with dotted keys."""
-    leaves: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            leaves |= flat(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.run_folder import RunFolder, write_json, write_text
+from experiments.run_folder import RunFolder, flatten, write_json, write_text
 from experiments.settings import Settings
 
 GOOD = {
@@ -63,6 +63,14 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 def test_a_run_without_a_summary_is_not_finished(tmp_path):
     with pytest.raises(ValueError, match=r"is not finished: it holds no summary\.json"):
         RunFolder(tmp_path).read_summary()
+
+
+def test_nested_summaries_are_flattened():
+    assert flatten({"base": {"macs": 3, "x": {"y": 1}}, "seed": 0}, "/") == {
+        "base/macs": 3,
+        "base/x/y": 1,
+        "seed": 0,
+    }
 
 
 def test_settings_are_read():
