@@ -18,6 +18,7 @@ from experiments.comparison_results import (
 )
 from experiments.comparison_rows import BOOKKEEPING
 from experiments.run_folder import RunFolder, flatten
+from experiments.study_overrides import last_of_each, overrides_file, study_overrides
 
 SEARCHED_BY = ("agent", "encoder")
 DECIDED_IN = ("env", "budget", "reward", "patterns", "encoder", "agent")
@@ -94,12 +95,11 @@ def open_run(folder: Path, summary: Mapping[str, Any]) -> ReportRun:
         folder: the run folder.
         summary: its summary, perhaps not written yet.
     """
-    overrides_file = folder / ".hydra" / "overrides.yaml"
     overrides: tuple[str, ...] = ()
-    if overrides_file.is_file():
+    if overrides_file(folder).is_file():
         from omegaconf import OmegaConf
 
-        overrides = tuple(str(text) for text in OmegaConf.load(overrides_file))
+        overrides = tuple(str(text) for text in OmegaConf.load(overrides_file(folder)))
     return ReportRun(
         folder=folder,
         label=f"{summary['agent']} ({summary['env']})",
@@ -149,15 +149,19 @@ def _labelled_by_comparison(runs: Sequence[ReportRun], file: Path) -> tuple[Repo
         replace(
             run,
             label=rows[run.folder.resolve()],
-            overrides=(
-                *data["overrides"], *data["rows"][rows[run.folder.resolve()]],
-                f"seed={run.summary['seed']}",
-            ),
+            overrides=run.overrides or _as_far_as_known(data, rows[run.folder.resolve()], run),
         )
         for run in runs
         if run.folder.resolve() in rows
     ]  # fmt: skip
     return tuple(sorted(labelled, key=lambda run: (order.index(run.label), run.summary["seed"])))
+
+
+def _as_far_as_known(data: Mapping[str, Any], label: str, run: ReportRun) -> tuple[str, ...]:
+    """Overrides of a run that kept none; a comparison names no folder or file of a machine."""
+    given = [*data["overrides"], *data["rows"][label], f"seed={run.summary['seed']}"]
+    budget = f"budget.relative_macs={run.summary['budget']['relative_macs']}"
+    return last_of_each([*study_overrides("compare_policies"), budget, *given])
 
 
 def _labelled_by_difference(runs: Sequence[ReportRun]) -> tuple[ReportRun, ...]:

@@ -167,7 +167,13 @@ def test_a_comparison_gives_its_own_labels(tmp_path):
     (tmp_path / "c" / "comparison.json").write_text(json.dumps(about))
     (run,) = find_runs(tmp_path / "c")
     assert run.label == "mine"
-    assert run.overrides == ("budget.relative_macs=0.5", "agent=amc", "env=amc", "seed=0")
+    assert run.overrides == ("agent=amc", "frozen=[a,b]")  # what the run has kept of itself
+    (run.folder / ".hydra" / "overrides.yaml").unlink()
+    (run,) = find_runs(tmp_path / "c")
+    assert run.overrides == (
+        "logger=csv", "search.keep=accuracy", "budget.relative_macs=0.5", "agent=amc", "env=amc",
+        "seed=0",
+    )  # fmt: skip
 
 
 def test_what_is_not_finished_is_refused(tmp_path):
