@@ -16,12 +16,12 @@ from experiments.comparison_results import RIVALS, Comparison, statistics
 from experiments.comparison_table import estimate_cell
 from experiments.report_charts import (
     fine_tuning,
-    learning_curves,
     pareto,
     percent,
     shown_metric,
     style_of,
 )
+from experiments.report_curves import search_curves
 from experiments.report_reasoning import read_reasoning
 from experiments.report_runs import ReportRun, as_comparison, find_runs
 from experiments.report_structure import read_structure
@@ -110,7 +110,7 @@ def page(runs: Sequence[ReportRun], path: Path) -> dict[str, Any]:
         )
         for label in labels
     }
-    first = runs[0].summary
+    first, styles = runs[0].summary, style_of(labels)
     rivals = [rival for rival in RIVALS if len(labels) > 1 and rival in labels]
     return {
         "title": f"{first['network']} on {first['data']}",
@@ -120,7 +120,7 @@ def page(runs: Sequence[ReportRun], path: Path) -> dict[str, Any]:
         "metric_name": metric_name,
         "seconds": sum(run.summary["search_seconds"] for run in runs),
         "evaluations": sum(run.summary["evaluations"] for run in runs),
-        "styles": style_of(labels),
+        "styles": styles,
         "tables": [
             {
                 "budget": budget,
@@ -129,7 +129,10 @@ def page(runs: Sequence[ReportRun], path: Path) -> dict[str, Any]:
             }
             for budget in comparison.budgets
         ],
-        "curves": [(budget, learning_curves(comparison, budget)) for budget in comparison.budgets],
+        "curves": [
+            (budget, search_curves([run for run in runs if run.result.budget == budget], styles))
+            for budget in comparison.budgets
+        ],
         "tuned": [
             (budget, chart)
             for budget in comparison.budgets

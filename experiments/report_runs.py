@@ -11,10 +11,7 @@ from typing import Any
 from experiments.comparison_results import (
     METRICS,
     Comparison,
-    CurvePoint,
     RunResult,
-    ending_with,
-    read_curve,
 )
 from experiments.comparison_rows import BOOKKEEPING
 from experiments.run_folder import RunFolder, flatten
@@ -58,13 +55,6 @@ class ReportRun:
             within_budget=summary["budget"]["met"],
             **{metric: pruned.get(metric) for metric in METRICS},
         )
-
-    @property
-    def curve(self) -> list[CurvePoint]:
-        """Best so far within budget, where it improves."""
-        result = self.result
-        metrics = RunFolder(self.folder).metrics
-        return ending_with(read_curve(metrics, self.label, result.budget, result.seed), result)
 
 
 def find_runs(folder: Path) -> tuple[ReportRun, ...]:
@@ -119,8 +109,7 @@ def as_comparison(runs: Sequence[ReportRun]) -> Comparison:
         "base": first["base"],
         "rows": dict.fromkeys(run.label for run in runs),
     }
-    curves = [point for run in runs for point in run.curve]
-    return Comparison(about, tuple(run.result for run in runs), tuple(curves))
+    return Comparison(about, tuple(run.result for run in runs), ())
 
 
 def _below(folder: Path) -> list[Path]:
