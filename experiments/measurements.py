@@ -68,18 +68,24 @@ class Measurements:
             NonFiniteAccuracy: accuracy or loss is NaN or infinite.
         """
         if self._folder is None:
-            return self._task.evaluator.measure(network, self._samples)
+            return self._measured(network)
         file = self._folder / f"{self._key(network, candidate)}.json"
         known = self._read(file)
         if known is not None:
             return known
-        measured = self._task.evaluator.measure(network, self._samples)
+        measured = self._measured(network)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_json(file, asdict(measured))
         except OSError as error:
             log.warning("A measurement was not kept in %s: %s", self._folder, error)
         return measured
+
+    def _measured(self, network: nn.Module) -> Evaluation:
+        evaluator = self._task.evaluator
+        return evaluator.measure(
+            network, self._samples, channels_last=evaluator.wants_channels_last
+        )
 
     def _read(self, file: Path) -> Evaluation | None:
         """What a file holds; None where there is none, or one that no run has written."""

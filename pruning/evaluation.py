@@ -112,7 +112,7 @@ class Evaluator:
         num_evaluations: candidates measured so far, the unit in which search is paid.
         num_cache_hits: candidates answered from memory so far.
         channels_last: whether candidates are measured channels last; off for a network that cannot.
-        wants_channels_last: as given; `measure` decides for every network anew.
+        wants_channels_last: as given.
         journal: what counted evaluations are written to, and answered from when a search is
             resumed; an answer is counted like the measurement it stands for. None keeps none.
 
@@ -239,19 +239,22 @@ class Evaluator:
         self.num_evaluations += 1
         return self._score(outputs, self._targets, lambda: f"{_describe(candidate)}, trained")
 
-    def measure(self, network: nn.Module, samples: SampleSet) -> Evaluation:
+    def measure(
+        self, network: nn.Module, samples: SampleSet, *, channels_last: bool = False
+    ) -> Evaluation:
         """Accuracy and loss of any network on any sample set, as it is; neither counted nor cached.
 
         Args:
             network: runs in eval mode without recalibration or folding; left unchanged.
             samples: any split, also the test split.
+            channels_last: see `outputs_and_targets`; faster, and equal up to rounding.
 
         Raises:
             NonFiniteAccuracy: accuracy or loss is NaN or infinite.
             ValueError: the sample set is empty.
         """
         outputs, targets = outputs_and_targets(
-            network, samples, self.batch_size, channels_last=self.wants_channels_last
+            network, samples, self.batch_size, channels_last=channels_last
         )
         return self._score(outputs, targets, lambda: f"the {type(network).__name__}")
 
