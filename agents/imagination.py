@@ -16,7 +16,7 @@ from agents.allocation_policy import AllocationPolicy
 from agents.evolution import EvolutionAgent
 from agents.imagined_env import ImaginedVecEnv, Preview
 from agents.on_policy import PPO
-from agents.reward_model import GaussianProcess, RewardModel
+from agents.reward_model import GaussianProcess, PriorModel, RewardModel
 
 
 class ImaginationStrategy:
@@ -46,6 +46,8 @@ class ImaginationStrategy:
         updates: rollouts of imagined plans per round; 0 draws around the best plan.
         drawn_plans: draws that the measured plans are selected from, at least `plans_per_round`.
         optimism: what a standard deviation of the model is worth, at least 0.
+        knows_before: whether the model predicts before it is fitted; the first plans are then
+            selected like those of any round.
         seed: of the draws.
     """
 
@@ -61,6 +63,7 @@ class ImaginationStrategy:
         updates: int,
         drawn_plans: int,
         optimism: float,
+        knows_before: bool = False,
         seed: int,
     ) -> None:
         self.warm_up = warm_up
@@ -70,6 +73,7 @@ class ImaginationStrategy:
         self.optimism = optimism
         self._ppo = ppo
         self._imagined = imagined
+        self._knows_before = knows_before
         self._model = model
         self._rng = np.random.default_rng(seed)
         self._queue: list[np.ndarray] = []
@@ -109,7 +113,9 @@ class ImaginationStrategy:
         self._rewards.append(value)
 
     def _warm_up(self) -> list[np.ndarray]:
-        return [self._start, *self._draw(self.warm_up - 1)]
+        if not self._knows_before:
+            return [self._start, *self._draw(self.warm_up - 1)]
+        return [self._start, *self._select(self._draw(self.drawn_plans), self.warm_up - 1)]
 
     def _round(self) -> list[np.ndarray]:
         plans = np.asarray(self._plans)
@@ -119,18 +125,18 @@ class ImaginationStrategy:
         self._imagined.worth = self._worth
         for _ in range(self.updates):
             self._ppo.learn(self._imagined.num_envs, reset_num_timesteps=False)
-        return self._select(self._draw(self.drawn_plans))
+        return self._select(self._draw(self.drawn_plans), self.plans_per_round)
 
     def _worth(self, plans: np.ndarray) -> np.ndarray:
         mean, deviation = self._model.predict(plans)
         return mean + self.optimism * deviation
 
-    def _select(self, actions: np.ndarray) -> list[np.ndarray]:
+    def _select(self, actions: np.ndarray, count: int) -> list[np.ndarray]:
         """From each share of the draws the most promising plan that was not measured yet."""
         worth = self._worth(self._imagined.preview(actions, rounded=False))
         known = {plan.tobytes() for plan in self._plans}
         selected = []
-        for share in np.array_split(np.arange(len(actions)), self.plans_per_round):
+        for share in np.array_split(np.arange(len(actions)), count):
             for index in share[np.argsort(-worth[share], kind="stable")]:
                 plan = self._imagined.preview(actions[[index]], rounded=True).tobytes()
                 if plan not in known:
@@ -138,7 +144,7 @@ class ImaginationStrategy:
                     selected.append(actions[index])
                     break
         # what is known already costs no evaluation
-        return selected + list(actions[: self.plans_per_round - len(selected)])
+        return selected + list(actions[: count - len(selected)])
 
     def _draw(self, count: int) -> np.ndarray:
         mean, deviation = self._mean_and_deviation()
@@ -172,6 +178,9 @@ class ImaginationAgent(EvolutionAgent):
         updates: see `ImaginationStrategy`.
         drawn_plans: see `ImaginationStrategy`.
         optimism: see `ImaginationStrategy`.
+        prior_weight: how much of the trend in the plans' local errors (`pruning.local_error`) is
+            believed, in [0, 1]; they are known before anything is measured, and choose the plans
+            of the warm-up. None: not used.
         seed: same seed, same episodes; None draws one.
         verbose: not used.
         device: of the policy.
@@ -201,6 +210,7 @@ class ImaginationAgent(EvolutionAgent):
         updates: int = 2,
         drawn_plans: int = 800,
         optimism: float = 1.5,
+        prior_weight: float | None = 0.5,
         seed: int | None = None,
         verbose: int = 0,
         device: str = "cpu",
@@ -218,6 +228,11 @@ class ImaginationAgent(EvolutionAgent):
                 raise ValueError(
                     f"{name}={value}: wanted is {lowest} or more. Change agent.{name}."
                 )
+        if prior_weight is not None and not 0.0 <= prior_weight <= 1.0:
+            raise ValueError(
+                f"prior_weight={prior_weight}: wanted is a number in [0, 1], or null for no prior. "
+                "Change agent.prior_weight."
+            )
         if not issubclass(policy, AllocationPolicy):
             raise ValueError(
                 f"Imagination trains an AllocationPolicy, and agent.policy is {policy.__name__}."
@@ -241,6 +256,7 @@ class ImaginationAgent(EvolutionAgent):
             "drawn_plans": drawn_plans,
             "optimism": optimism,
         }
+        self.prior_weight = prior_weight
         self.prepare_policy: Callable[[AllocationPolicy], None] | None = None
         super().__init__(env, sigma=1.0, seed=seed)
 
@@ -300,6 +316,31 @@ class ImaginationAgent(EvolutionAgent):
         if self.prepare_policy is not None:
             assert isinstance(ppo.policy, AllocationPolicy), "checked by the constructor"
             self.prepare_policy(ppo.policy)
+        model = self._model
+        if self.prior_weight is not None:
+            model = PriorModel(model, _LocalError(env), self.prior_weight)
         return ImaginationStrategy(
-            start, ppo, imagined, self._model, seed=self._strategy_seed, **self._strategy_settings
+            start,
+            ppo,
+            imagined,
+            model,
+            knows_before=self.prior_weight is not None,
+            seed=self._strategy_seed,
+            **self._strategy_settings,
         )
+
+
+class _LocalError:
+    """Summed local errors of plans, (batch,).
+
+    Args:
+        env: holds environments with `local_errors`, see `envs.pruning_env.PruningEnv`.
+    """
+
+    def __init__(self, env: VecEnv) -> None:
+        self._env = env
+
+    def __call__(self, plans: np.ndarray) -> np.ndarray:
+        """From kept fractions (batch, S)."""
+        (errors,) = self._env.env_method("local_errors", plans, indices=[0])
+        return errors.sum(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,8 +52,7 @@ class GaussianProcess:
         """Fit trend, length scale and noise by the marginal likelihood."""
         inputs = np.log(plans)
         self._centre, self._scale = inputs.mean(axis=0), inputs.std(axis=0) + 1e-3
-        low, middle, high = np.quantile(rewards, (0.25, 0.5, 0.75))
-        targets = np.maximum(rewards, middle - self.floor * max(high - low, 1e-6))
+        targets = floored(rewards, self.floor)
         kernel = (
             _first_kernel(plans.shape[1]) if self._process is None else self._process.kernel_
         )  # the last answer is a good first guess
@@ -69,6 +69,62 @@ class GaussianProcess:
 
     def _standardised(self, inputs: np.ndarray) -> np.ndarray:
         return (inputs - self._centre) / self._scale
+
+
+class PriorModel:
+    """A linear trend in something that is known of every plan, and a model of the deviation.
+
+    Args:
+        model: learns what the trend leaves.
+        penalty: from plans (batch, S) to (batch,): known before anything is measured; what it
+            penalises is worth less.
+        weight: how much of the fitted trend is believed, in [0, 1]; the model learns the rest. With
+            1 the few first measurements, which all have small penalties, decide too much.
+        floor: for the trend, see `GaussianProcess`.
+    """
+
+    def __init__(
+        self,
+        model: RewardModel,
+        penalty: Callable[[np.ndarray], np.ndarray],
+        weight: float = 0.5,
+        floor: float = 2.0,
+    ) -> None:
+        self._model = model
+        self._penalty = penalty
+        self._weight = weight
+        self._floor = floor
+        self._slope: float | None = None
+        self._intercept = 0.0
+
+    def fit(self, plans: np.ndarray, rewards: np.ndarray) -> None:
+        """Fit the trend by least squares, never rising, and the model to the rest."""
+        penalties = self._penalty(plans)
+        targets = floored(rewards, self._floor)
+        spread = penalties - penalties.mean()
+        square = float(spread @ spread)
+        fitted = float(spread @ targets) / square if square > 0.0 else 0.0
+        self._slope = self._weight * min(0.0, fitted)
+        self._intercept = float(targets.mean() - self._slope * penalties.mean())
+        self._model.fit(plans, targets - self._trend(penalties))
+
+    def predict(self, plans: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Trend and model together; before the first fit minus the penalty, without deviation."""
+        penalties = self._penalty(plans)
+        if self._slope is None:
+            return -penalties, np.zeros(len(plans))
+        mean, deviation = self._model.predict(plans)
+        return self._trend(penalties) + mean, deviation
+
+    def _trend(self, penalties: np.ndarray) -> np.ndarray:
+        assert self._slope is not None, "fit comes first"
+        return self._intercept + self._slope * penalties
+
+
+def floored(rewards: np.ndarray, floor: float) -> np.ndarray:
+    """Rewards, the lowest raised to `floor` interquartile ranges below the median."""
+    low, middle, high = np.quantile(rewards, (0.25, 0.5, 0.75))
+    return np.maximum(rewards, middle - floor * max(high - low, 1e-6))
 
 
 def _first_kernel(num_sites: int) -> Any:

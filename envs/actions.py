@@ -93,7 +93,7 @@ class RatioActions:
     def decisions(self, assignment: Assignment) -> tuple[Decision, ...]:
         """Ratios that round to exactly the counts assigned."""
         return tuple(
-            Decision(site.name, None, float(ratio))
+            Decision(site.name, None, float(ratio), assignment.importance)
             for site, ratio in zip(self._task.sites, self.removed(assignment), strict=True)
         )
 
@@ -219,7 +219,7 @@ class PatternActions:
     def decisions(self, assignment: Assignment) -> tuple[Decision, ...]:
         """The patterns by name."""
         return tuple(
-            Decision(site.name, self._library[int(p)].name, None)
+            Decision(site.name, self._library[int(p)].name, None, assignment.importance)
             for site, p in zip(self._task.sites, assignment.patterns, strict=True)
         )
 

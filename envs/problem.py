@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from gymnasium import spaces
 
-from pruning.plan import Candidate, Decision
+from pruning.keep_set import KeepSet
+from pruning.plan import Candidate, Decision, PruningPlan
 from pruning.task import PruningTask
 
 if TYPE_CHECKING:
@@ -23,16 +24,18 @@ class Assignment:
     Attributes:
         counts: kept channels of each site, int64 (S,).
         patterns: index into the pattern library of each site, int64 (S,); 0 for ratio actions.
+        importance: name of the importance whose lowest channels go first; None for the task's own.
     """
 
     counts: np.ndarray
     patterns: np.ndarray
+    importance: str | None = None
 
     def replace(self, site: int, count: int, pattern: int = 0) -> Assignment:
         """The same with another choice at one site."""
         counts, patterns = self.counts.copy(), self.patterns.copy()
         counts[site], patterns[site] = count, pattern
-        return Assignment(counts, patterns)
+        return Assignment(counts, patterns, self.importance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +171,7 @@ class Problem:
         return Assignment(
             np.where(state.decided, state.assignment.counts, self.smallest.counts),
             np.where(state.decided, state.assignment.patterns, self.smallest.patterns),
+            state.assignment.importance,
         )
 
     def initial(self) -> State:
@@ -180,6 +184,39 @@ class Problem:
             cost=self.meter.base,
             quality=1.0,
         )
+
+    def with_counts(self, counts: Sequence[int] | np.ndarray) -> Assignment:
+        """The assignment that keeps so many channels of each site.
+
+        Args:
+            counts: kept channels per site, shape (S,).
+
+        Raises:
+            ValueError: actions are patterns, or counts are not allowed.
+        """
+        if self.actions.num_patterns > 1:
+            raise ValueError(
+                "Channel counts are no pattern actions. Set env=allocation or env/action=ratio."
+            )
+        wanted = np.asarray(counts, dtype=np.int64)
+        if wanted.shape != self.sizes.shape or (wanted < self.smallest.counts).any():
+            raise ValueError(
+                f"Wanted are {self.num_sites} kept counts, each at least "
+                f"{self.smallest.counts.tolist()}, got {wanted.tolist()}. Lower a count's bound "
+                f"with env.max_ratio."
+            )
+        KeepSet.from_counts(self.task.graph, wanted)  # refuses what round_to or the sizes forbid
+        return Assignment(wanted, np.zeros_like(wanted))
+
+    def of_plan(self, plan: PruningPlan) -> Assignment:
+        """The assignment that a plan of this problem was made of."""
+        of_site = {decision.site: decision for decision in plan.decisions}
+        decisions = [of_site[site.name] for site in self.task.sites]
+        patterns = [
+            0 if d.pattern is None else self.task.library.index(d.pattern) for d in decisions
+        ]
+        counts = plan.keep_set(self.task.graph).counts
+        return Assignment(counts, np.asarray(patterns), decisions[0].importance)
 
     def successor(self, state: State, assignment: Assignment) -> State:
         """The state after an assignment; its quality is known once it is measured."""

@@ -105,6 +105,22 @@ class ProblemView:
             )
         return part.preview(self._problem, np.asarray(actions), rounded=rounded)
 
+    def local_errors(self, plans: np.ndarray) -> np.ndarray:
+        """What plans cost the operators that read each group; see `pruning.local_error`.
+
+        Needs calibration images, once, and no evaluation.
+
+        Args:
+            plans: kept fraction of every site in [0, 1], shape (batch, S).
+
+        Returns:
+            Relative error of every site, at least 0, float64 (batch, S).
+
+        Raises:
+            ValueError: no calibration images, or a network that takes more than one input.
+        """
+        return self.task.local_errors(plans)
+
     def first_observation(self) -> Any:
         """What `reset` returns; the running episode goes on."""
         problem, state = self._problem, self._problem.initial()

@@ -30,7 +30,6 @@ from envs.rewards import (
     likelihood_kept,
     merit,
 )
-from pruning.keep_set import KeepSet
 from pruning.plan import Candidate
 from pruning.task import PruningTask
 
@@ -56,6 +55,7 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
 
     The budget may bound or scale ratios, and an invalid pattern becomes the nearest valid milder
     channel pattern; `info["clamps"]` counts both. `action_masks()` says which patterns are valid.
+    The least important channels go; `rank_by` changes the importance for one episode.
 
     ## Observation Space
     | part | episode | space | meaning |
@@ -185,7 +185,7 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
         if not self._is_running:
             raise gymnasium.error.ResetNeeded("The episode is over: call reset() before step().")
         problem = self._problem
-        assignment, clamps = problem.actions.execute(problem, self._state, action)
+        assignment, clamps = self._execute(action)
         self._clamps += clamps
         self._record_action(action)
         self._state = problem.successor(self._state, assignment)
@@ -210,12 +210,28 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
             The candidate, or None when that step would measure nothing.
         """
         problem = self._problem
-        assignment, _ = problem.actions.execute(problem, self._state, action)
+        assignment, _ = self._execute(action)
         state = problem.successor(self._state, assignment)
         is_assessed = not problem.is_sequential or any(problem.ends(state))
         if not is_assessed or not problem.measures(state):
             return None
         return self.task.candidate(problem.actions.decisions(assignment))
+
+    def rank_by(self, importance: str | None) -> None:
+        """Let the channels go by another importance, at all sites, until the episode ends.
+
+        An action says how many channels go, the importance says which. The next `reset` brings back
+        the task's own.
+
+        Args:
+            importance: one of `task.importances`; None for the task's own.
+
+        Raises:
+            ValueError: no such importance, or it cannot score this network.
+        """
+        self.task.scores_by(importance)
+        assignment = dataclasses.replace(self._state.assignment, importance=importance)
+        self._state = dataclasses.replace(self._state, assignment=assignment)
 
     def sibling(self) -> PruningEnv:
         """Another environment of the same problem, at its first step.
@@ -245,21 +261,26 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
         Raises:
             ValueError: actions are patterns, or counts are not allowed.
         """
+        return self._measure_assignment(self._problem.with_counts(counts))
+
+    def measure_again(self, record: EpisodeRecord) -> EpisodeRecord:
+        """Measure the plan of a record once more: an episode of one exact decision.
+
+        It costs an evaluation when more images are used now than then, and none otherwise.
+
+        Args:
+            record: a measured episode of this environment.
+        """
+        return self._measure_assignment(self._problem.of_plan(record.plan))
+
+    def finalists(self, number: int) -> list[EpisodeRecord]:
+        """The best different plans within budget by `rank`, however many images they saw."""
+        return self._log.finalists(number)
+
+    def _measure_assignment(self, assignment: Assignment) -> EpisodeRecord:
+        """An episode of one exact decision, measured within the budget or not."""
         problem = self._problem
-        if problem.actions.num_patterns > 1:
-            raise ValueError(
-                "Channel counts are no pattern actions. Set env=allocation or env/action=ratio."
-            )
-        wanted = np.asarray(counts, dtype=np.int64)
-        if wanted.shape != problem.sizes.shape or (wanted < problem.smallest.counts).any():
-            raise ValueError(
-                f"Wanted are {problem.num_sites} kept counts, each at least "
-                f"{problem.smallest.counts.tolist()}, got {wanted.tolist()}. Lower a count's bound "
-                f"with env.max_ratio."
-            )
-        KeepSet.from_counts(self.task.graph, wanted)  # refuses what round_to or the sizes forbid
         self._start_episode()
-        assignment = Assignment(wanted, np.zeros_like(wanted))
         self._raw_action = tuple(problem.actions.removed(assignment).tolist())
         self._state = State(
             step=1,
@@ -303,6 +324,12 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
         raw = tuple(float(value) for value in np.atleast_1d(np.asarray(action)))
         self._raw_action = (*self._raw_action, *raw) if self._problem.is_sequential else raw
 
+    def _execute(self, action: Any) -> tuple[Assignment, int]:
+        """What an action leads to, ranked as the episode is, and how often it was clamped."""
+        assignment, clamps = self._problem.actions.execute(self._problem, self._state, action)
+        importance = self._state.assignment.importance
+        return dataclasses.replace(assignment, importance=importance), clamps
+
     def _assess(
         self, finished: bool, *, outside: bool = False
     ) -> tuple[EpisodeRecord, dict[str, float]]:
@@ -343,6 +370,7 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
             reward_terms=dict(terms),
             accuracy=None if evaluation is None else evaluation.accuracy,
             loss=None if evaluation is None else evaluation.loss,
+            num_samples=0 if evaluation is None else evaluation.num_samples,
             relative_macs=transition.relative_macs,
             macs=macs,
             nonzero_macs=nonzero_macs(task, candidate),

@@ -30,6 +30,7 @@ class EpisodeRecord:
         reward_terms: the terms of the reward of this step.
         accuracy: on the reward split, in [0, 1] or the user's metric; None when not measured.
         loss: on the reward split; None when not measured.
+        num_samples: images of the reward split that both were measured on; 0 when not measured.
         relative_macs: MACs left over those of the unpruned network, as the budget counts them.
         macs: MACs left, dense hardware.
         nonzero_macs: MACs left with a weight that is not masked.
@@ -55,6 +56,7 @@ class EpisodeRecord:
     reward_terms: Mapping[str, float]
     accuracy: float | None
     loss: float | None
+    num_samples: int
     relative_macs: float
     macs: int
     nonzero_macs: int
@@ -101,8 +103,21 @@ class EpisodeLog:
     rank: Callable[[EpisodeRecord], Any] = by_score
 
     def ranks_higher(self, record: EpisodeRecord) -> bool:
-        """Whether a record ranks higher than the best so far; ties keep the earlier one."""
-        return self.best is None or self.rank(record) > self.rank(self.best)
+        """Whether a record ranks higher than the best so far; ties keep the earlier one.
+
+        What was measured on more images ranks higher, whatever came of it.
+        """
+        return self.best is None or self.order(record) > self.order(self.best)
+
+    def finalists(self, number: int) -> list[EpisodeRecord]:
+        """The best different plans within budget by `rank`, however many images they saw."""
+        measured = [record for record in self.history if record.met and record.num_samples]
+        last = {(tuple(r.plan.keep.items()), r.plan.masks): r for r in measured}
+        return sorted(last.values(), key=self.rank, reverse=True)[:number]
+
+    def order(self, record: EpisodeRecord) -> Any:
+        """The key that records are ordered by: images first, then `rank`."""
+        return (record.num_samples, self.rank(record))
 
 
 class CsvSink:

@@ -94,4 +94,6 @@ class PruningVecEnv(DummyVecEnv):
             for env, action in zip(self._pruning_envs, self.actions, strict=True)
         ]
         new = dict.fromkeys(c for c in foreseen if c is not None and not evaluator.has(c))
-        evaluator.prepare(self._pool.measure(list(new)[: self._num_left()]))
+        measured = list(new)[: self._num_left()]
+        images = [evaluator.images_ahead(ahead) for ahead in range(len(measured))]
+        evaluator.prepare(self._pool.measure(measured, images))

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from experiments.command_line import closest
+from experiments.command_line import CONFIG_FOLDER, closest
 from experiments.settings import Settings
 from graphs.network_graph import NetworkGraph
 from graphs.tracing import trace_network
@@ -153,6 +154,25 @@ def build_network(options: Mapping[str, Any]) -> nn.Module:
     if checkpoint is not None:
         load_checkpoint(network, checkpoint)
     return network.eval()
+
+
+def importance_options(names: Any) -> dict[str, dict[str, Any]]:
+    """The options of conf/importance by name, for `PruningTask`.
+
+    Args:
+        names: `agent.importances`: a list of names, or None for none.
+
+    Raises:
+        ValueError: it is no list of names, or there is no such option.
+    """
+    folder = CONFIG_FOLDER / "importance"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if not isinstance(names or [], list) or not all(name in known for name in names or []):
+        raise ValueError(
+            f"agent.importances must be null or a list among {', '.join(known)}, got {names!r}."
+        )
+    options = {name: OmegaConf.load(folder / f"{name}.yaml") for name in names or []}
+    return {name: OmegaConf.to_container(option) for name, option in options.items()}  # type: ignore[misc]
 
 
 def example_inputs(data: DataSplits) -> Tensor:

@@ -22,6 +22,9 @@ SHARED = (
 )  # fmt: skip
 """What all rows have in common: only then does a difference come from the policy."""
 
+CHOSEN_BY_AGENT = {"importances": "importance", "proposes_fine_tune": "fine_tune"}
+"""Keys of an agent that let it choose what else is in common, and the section of that."""
+
 BOOKKEEPING = (
     "progress_bar", "cache_dir", "measurements_dir", "debug", "logger", "resume", "export",
 )  # fmt: skip
@@ -252,6 +255,14 @@ def check_fairness(
                 raise ValueError(
                     f"Rows {first_label!r} and {label!r} count their budget in {pair[0]} and "
                     f"{pair[1]}. Set budget.cost alike."
+                )
+    for label, _, config in configs if len(configs) > 1 else ():
+        for key, section in CHOSEN_BY_AGENT.items():
+            if config["agent"].get(key) and section not in study_axes:
+                raise ValueError(
+                    f"Row {label!r} lets its agent choose {section}, which all rows have in "
+                    f"common. Leave out agent.{key}, or say that it is what you study: "
+                    f"'compare.study_axes=[{section}]'."
                 )
 
 

@@ -313,7 +313,12 @@ def _row(
 
 
 def _check_channels_only(config: DictConfig, plain: Mapping[str, Any]) -> None:
-    """Refuse masks and a missing budget before anything costs time."""
+    """Refuse masks, a missing budget and proposed recipes before anything costs time."""
+    if plain["agent"].get("proposes_fine_tune"):
+        raise ValueError(
+            "All stages are fine-tuned by one recipe, so the agent cannot propose its own. Set "
+            "agent.proposes_fine_tune=false."
+        )
     if "relative_macs" not in plain["budget"]:
         raise ValueError(
             "Stages need a budget of MACs, and this one has none: choose budget=project, wall or "

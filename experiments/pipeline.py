@@ -6,7 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from experiments.building import (
     build_data,
     build_network,
     check_outputs,
+    importance_options,
     own_options,
     trace,
 )
@@ -43,7 +44,7 @@ from experiments.summary import Summary
 from networks.data import DataSplits
 from networks.pretrained import pretrain
 from networks.sparse_training import train_sparsely
-from pruning.fine_tuning import check_fine_tuning, with_learning_rate
+from pruning.fine_tuning import changed_recipe, check_fine_tuning, with_learning_rate
 from pruning.onnx_runtime import require_packages
 from pruning.task import PruningTask
 
@@ -113,6 +114,7 @@ def _run(
     instantiate(config.reconstruction)  # likewise
     instantiate(config.sparse_training, _convert_="all")  # likewise
     check_fine_tuning(report_options(config, plain, settings).fine_tune)  # likewise
+    importance_options(plain["agent"].get("importances"))  # likewise
     data = build_data(plain["data"])
     splits = {name: list(indices) for name, indices in data.indices.items()}
     write_json(run.splits, {"data": data.name, "indices": splits})
@@ -133,6 +135,11 @@ def _run(
         seed_everything(settings.seed)  # whether the network was trained just now or before
         found = search(config, settings, task, run, [KeptOpen(mirror) for mirror in mirrors])
         options = report_options(config, plain, settings, rewound)
+        if found.fine_tune:  # of the plan that is kept; the uniform row is trained by it as well
+            log.info("Fine-tuning as proposed, for every row: %s", dict(found.fine_tune))
+            write_json(run.proposed_fine_tune, found.fine_tune)
+            recipe = changed_recipe(options.fine_tune, found.fine_tune)
+            options = replace(options, fine_tune=recipe)
         shared = Measurements(task, data.test, settings.measurements_dir, plain["network"])
         report = FinalReport(task, data, options, shared)
         summary, rows = write_report(report, found, run, plain, identity, settings, started=started)
@@ -264,6 +271,7 @@ def build_task(
         evaluator_options=options,
         seed=settings.seed,
         reconstruction=instantiate(config.reconstruction) or None,
+        importances=importance_options(plain["agent"].get("importances")),
         **plain["importance"],
     )
 

@@ -33,6 +33,11 @@ def _shown(proposal: Mapping[str, Any]) -> dict[str, Any]:
         f"{group}: {value if isinstance(value, str) else format(value, '.3g')}"
         for group, value in plan.items()
     ]
+    if proposal.get("importance") is not None:
+        lines.append(f"importance: {proposal['importance']}")
+    if proposal.get("fine_tune"):
+        settings = (f"{name} {value}" for name, value in proposal["fine_tune"].items())
+        lines.append(f"fine-tuning: {', '.join(settings)}")
     return {
         "outcome": _outcome(proposal),
         "reasoning": proposal["reasoning"],

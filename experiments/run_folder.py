@@ -80,6 +80,11 @@ class RunFolder:
         return self.path / "llm_proposals.jsonl"
 
     @property
+    def proposed_fine_tune(self) -> Path:
+        """Settings of the fine-tuning that the agent changed, for every row; there only if some."""
+        return self.path / "fine_tune.json"
+
+    @property
     def report(self) -> Path:
         """One self-contained page about the run."""
         return self.path / "report.html"
@@ -92,6 +97,7 @@ class RunFolder:
         """
         self.summary.unlink(missing_ok=True)
         self.metrics.unlink(missing_ok=True)
+        self.proposed_fine_tune.unlink(missing_ok=True)
         if evaluations:
             self.journal.unlink(missing_ok=True)
             self.forget_fine_tuning()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hydra.utils import instantiate
@@ -19,7 +19,7 @@ from envs.recording import CsvSink, EpisodeRecord, EpisodeSink
 from envs.vec_env import PruningVecEnv
 from experiments.command_line import comes_from
 from experiments.findings import write_findings
-from experiments.interruption import Interruption
+from experiments.interruption import Interruption, SearchInterrupted
 from experiments.patience import Patience
 from experiments.progress import SearchProgress
 from experiments.run_folder import RunFolder, write_text
@@ -54,6 +54,7 @@ class Found:
         result: how the search ended.
         num_replayed: evaluations that were measured before the run was interrupted.
         seconds_before: seconds the search had taken until then.
+        fine_tune: settings of the fine-tuning that the agent changes for its plan, if any.
     """
 
     best: EpisodeRecord
@@ -61,6 +62,7 @@ class Found:
     result: SearchResult
     num_replayed: int
     seconds_before: float
+    fine_tune: Mapping[str, Any] = field(default_factory=dict)
 
 
 def search(
@@ -103,10 +105,11 @@ def search(
             agent.keep_records_in(run.path)
         stack.enter_context(interruption.listening())
         patience = Patience(env, settings.patience)
+        finalists = _num_finalists(task, settings)
         result = run_search(
             agent,
             env,
-            evaluations=settings.evaluations,
+            evaluations=settings.evaluations - finalists,
             max_timesteps=settings.max_timesteps,
             minutes=settings.minutes,
             log_dir=run.path / "agent_log",
@@ -115,6 +118,8 @@ def search(
         )
         if patience.is_exhausted:
             result = replace(result, stop_reason="patience")
+        if finalists:
+            result = _measure_finalists(env, finalists, result, journal)
         best, history = env.best, tuple(env.history)
     if interruption.is_repeated or (interruption.is_requested and best is None):
         raise KeyboardInterrupt
@@ -124,7 +129,43 @@ def search(
     agent.save(run.agent)
     if isinstance(agent, CountSearchAgent):
         write_findings(agent.findings(), run)
-    return Found(best, history, result, journal.num_replayed, journal.seconds_before)
+    proposed = next(record.episode for record in history if record.plan == best.plan)
+    changes = agent.fine_tune_of(proposed) if hasattr(agent, "fine_tune_of") else {}
+    return Found(best, history, result, journal.num_replayed, journal.seconds_before, changes)
+
+
+def _num_finalists(task: PruningTask, settings: Settings) -> int:
+    """Evaluations that are kept for the best plans, where the first ones see fewer images.
+
+    Raises:
+        ValueError: nothing would be left for the search.
+    """
+    growth = task.evaluator.growth
+    if growth is None:
+        return 0
+    if growth.finalists >= settings.evaluations:
+        raise ValueError(
+            f"evaluation.growth.finalists={growth.finalists} leaves none of "
+            f"search.evaluations={settings.evaluations} for the search. Lower the one or raise the "
+            "other."
+        )
+    return growth.finalists
+
+
+def _measure_finalists(
+    env: PruningEnv, number: int, result: SearchResult, journal: EvaluationJournal
+) -> SearchResult:
+    """Measure the best plans on all images; Ctrl-C leaves it at those that were."""
+    env.task.evaluator.growth = None
+    started = journal.elapsed()
+    with suppress(SearchInterrupted):
+        for record in env.finalists(number):
+            env.measure_again(record)
+    return replace(
+        result,
+        evaluations=env.num_evaluations,
+        seconds=result.seconds + journal.elapsed() - started,
+    )
 
 
 @contextmanager

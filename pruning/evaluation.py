@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from networks.data import SampleSet
 from pruning.folding import channels_last_weights, folded
+from pruning.growth import Growth
 from pruning.memory import release_freed_memory
 from pruning.plan import Candidate
 from pruning.recalibration import (
@@ -104,6 +105,7 @@ class Evaluator:
         channels_last: whether images and kernels are laid out channels last (4-d inputs only; a
             network that calls `view` across channels keeps torch's default layout).
         batch_size: most images in one forward pass.
+        growth: fewer images for the first evaluations; None uses all of them in each.
         metric: from all outputs and targets to one number, higher is better; top-1 by default.
         loss: from all outputs and targets to one number, lower is better; cross-entropy by
             default. A task that is not classification needs both.
@@ -111,6 +113,7 @@ class Evaluator:
     Attributes:
         num_evaluations: candidates measured so far, the unit in which search is paid.
         num_cache_hits: candidates answered from memory so far.
+        growth: as given; a search that ends sets it to None, after which all images are used.
         channels_last: whether candidates are measured channels last; off for a network that cannot.
         wants_channels_last: as given.
         journal: what counted evaluations are written to, and answered from when a search is
@@ -130,6 +133,7 @@ class Evaluator:
         fold: bool = True,
         channels_last: bool = True,
         batch_size: int = 250,
+        growth: Growth | None = None,
         metric: Metric | None = None,
         loss: Metric | None = None,
     ) -> None:
@@ -145,6 +149,7 @@ class Evaluator:
         self.channels_last = channels_last
         self.wants_channels_last = channels_last
         self.batch_size = batch_size
+        self.growth = growth
         self.metric: Metric = metric if metric is not None else top1_accuracy
         self.loss: Metric = loss if loss is not None else cross_entropy
         self.num_evaluations = 0
@@ -163,6 +168,18 @@ class Evaluator:
         """A copy in another process has measured nothing yet."""
         return {**self.__dict__, "_known": {}, "_prepared": {}, "journal": None}
 
+    @property
+    def num_images(self) -> int:
+        """Images of the reward split that the next counted evaluation uses."""
+        return self.images_ahead(0)
+
+    def images_ahead(self, ahead: int) -> int:
+        """Images that an evaluation uses before which `ahead` others are still to be counted."""
+        total = len(self._targets)
+        if self.growth is None:
+            return total
+        return self.growth.images(self.num_evaluations + 1 + ahead, total)
+
     def evaluate(
         self, candidate: Candidate, overlay: Mapping[str, Tensor] | None = None
     ) -> Evaluation:
@@ -178,14 +195,14 @@ class Evaluator:
                 any other measurement.
         """
         known = self._known.get(candidate)
-        if known is not None:
+        if known is not None and self._suffices(known):
             self.num_cache_hits += 1
             if isinstance(known, NonFiniteAccuracy):
                 raise NonFiniteAccuracy(*known.args)
             return replace(known, cached=True)
         replayed = None if self.journal is None else self.journal.replay(candidate)
         outcome = replayed or self._prepared.pop(candidate, None)
-        if outcome is None:
+        if outcome is None or not (replayed or self._suffices(outcome)):
             outcome = self.outcome(candidate, overlay)
         self.num_evaluations += 1
         if self.journal is not None and replayed is None:
@@ -195,21 +212,35 @@ class Evaluator:
             raise NonFiniteAccuracy(*outcome.args)
         return outcome
 
-    def outcome(self, candidate: Candidate, overlay: Mapping[str, Tensor] | None = None) -> Outcome:
-        """What `evaluate` would measure, neither counted nor remembered; arguments as there."""
-        outputs = self._outputs_of(candidate, overlay)
+    def outcome(
+        self,
+        candidate: Candidate,
+        overlay: Mapping[str, Tensor] | None = None,
+        *,
+        images: int | None = None,
+    ) -> Outcome:
+        """What `evaluate` would measure, neither counted nor remembered.
+
+        Args:
+            candidate: as there.
+            overlay: as there.
+            images: the first so many of the reward split; None for `num_images`.
+        """
+        images = self.num_images if images is None else images
+        outputs = self._outputs_of(candidate, overlay, self._first_inputs(images))
         self._num_measured += 1
         if self._num_measured % RELEASE_EVERY == 0:
             release_freed_memory()
         try:
-            return self._score(outputs, self._targets, lambda: _describe(candidate))
+            return self._score(outputs, self._targets[:images], lambda: _describe(candidate))
         except NonFiniteAccuracy as error:
             return NonFiniteAccuracy(*error.args)
 
     def has(self, candidate: Candidate) -> bool:
         """Whether a candidate can be answered without measuring it now."""
         is_replayed = self.journal is not None and self.journal.holds(candidate)
-        return is_replayed or candidate in self._known or candidate in self._prepared
+        found = self._known.get(candidate) or self._prepared.get(candidate)
+        return is_replayed or (found is not None and self._suffices(found))
 
     def prepare(self, outcomes: Mapping[Candidate, Outcome]) -> None:
         """Take what was measured elsewhere; each counts when it is asked for, and not before.
@@ -269,8 +300,28 @@ class Evaluator:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return balanced_split(inputs, self.batch_size), targets.to(device)
 
-    def _outputs_of(self, candidate: Candidate, overlay: Mapping[str, Tensor] | None) -> Tensor:
-        """Outputs (N, ...) of the slim network on the reward split."""
+    def _suffices(self, outcome: Outcome) -> bool:
+        """Whether it was measured on as many images as would be used now."""
+        return isinstance(outcome, NonFiniteAccuracy) or outcome.num_samples >= self.num_images
+
+    def _first_inputs(self, images: int) -> tuple[Tensor, ...]:
+        """Batches of the first images of the reward split, without a copy."""
+        if images == len(self._targets):
+            return self._inputs
+        batches, left = [], images
+        for batch in self._inputs:
+            if left > 0:
+                batches.append(batch[:left])
+                left -= len(batch)
+        return tuple(batches)
+
+    def _outputs_of(
+        self,
+        candidate: Candidate,
+        overlay: Mapping[str, Tensor] | None,
+        inputs: tuple[Tensor, ...],
+    ) -> Tensor:
+        """Outputs (N, ...) of the slim network on batches of inputs."""
         with ExitStack() as stack:
             slim = stack.enter_context(
                 self.slimmer.applied(candidate.keep, copy=self.recalibrate, overlay=overlay)
@@ -282,7 +333,7 @@ class Evaluator:
                 recalibrate_on_batches(slim, self._calibration)
             if self.fold:
                 stack.enter_context(folded(slim, self.slimmer.graph.folds))
-            return forward(slim, self._inputs)
+            return forward(slim, inputs)
 
     def _score(self, outputs: Tensor, targets: Tensor, describe: Callable[[], str]) -> Evaluation:
         with torch.inference_mode():

@@ -29,8 +29,9 @@ ALIGNMENT = 64
 PATIENCE = 5.0
 """Seconds that an idle worker is given to leave by itself."""
 
-Question = tuple[np.ndarray, np.ndarray, tuple[Any, ...]]
-"""A candidate without what every worker knows: mask and counts of its keep-set, and its masks."""
+Question = tuple[np.ndarray, np.ndarray, tuple[Any, ...], int | None]
+"""A candidate without what every worker knows: mask and counts of its keep-set, and its masks; and
+how many images it is measured on."""
 
 
 class WorkerFailed(ValueError):  # noqa: N818
@@ -96,11 +97,14 @@ class EvaluationPool:
         """The processes; none once the pool is closed."""
         return tuple(process for process, _ in self._members)
 
-    def measure(self, candidates: Sequence[Candidate]) -> dict[Candidate, Outcome]:
+    def measure(
+        self, candidates: Sequence[Candidate], images: Sequence[int] | None = None
+    ) -> dict[Candidate, Outcome]:
         """Measure candidates side by side.
 
         Args:
             candidates: all different.
+            images: how many images of the reward split each is measured on; None for all.
 
         Returns:
             The outcome of each, in the order of `candidates`. They are not counted here: see
@@ -115,7 +119,7 @@ class EvaluationPool:
         if not self._members:
             raise WorkerFailed("The processes that measure candidates were ended before.")
         try:
-            self._measure(candidates, outcomes)
+            self._measure(candidates, images or [None] * len(candidates), outcomes)
         except BaseException:
             self._kill()
             raise
@@ -129,16 +133,21 @@ class EvaluationPool:
             process.join(PATIENCE)
         self._kill()
 
-    def _measure(self, candidates: Sequence[Candidate], outcomes: dict[Candidate, Outcome]) -> None:
-        waiting = deque(candidates)
+    def _measure(
+        self,
+        candidates: Sequence[Candidate],
+        images: Sequence[int | None],
+        outcomes: dict[Candidate, Outcome],
+    ) -> None:
+        waiting = deque(zip(candidates, images, strict=True))
         idle = deque(self._members)
         busy: dict[Connection, tuple[BaseProcess, Candidate]] = {}
         while waiting or busy:
             while waiting and idle:
                 process, connection = idle.popleft()
-                candidate = waiting.popleft()
+                candidate, number = waiting.popleft()
                 try:
-                    connection.send(_question(candidate))
+                    connection.send(_question(candidate, number))
                 except OSError:
                     raise _death(process) from None
                 busy[connection] = (process, candidate)
@@ -261,8 +270,8 @@ def _view(tensor: Tensor, start: int) -> tuple[Any, ...]:
     return tensor.dtype, offset, shape, stride, tensor.requires_grad, is_parameter
 
 
-def _question(candidate: Candidate) -> Question:
-    return candidate.keep.mask, candidate.keep.counts, candidate.masks
+def _question(candidate: Candidate, images: int | None) -> Question:
+    return candidate.keep.mask, candidate.keep.counts, candidate.masks, images
 
 
 def _answer(process: BaseProcess, connection: Connection) -> Outcome:
@@ -298,7 +307,7 @@ def _work(payload: bytes, arena: Tensor, connection: Connection) -> None:
     evaluator: Evaluator | None = None
     while True:
         try:
-            mask, counts, masks = connection.recv()
+            mask, counts, masks, images = connection.recv()
         except (EOFError, OSError):
             return
         try:
@@ -306,7 +315,7 @@ def _work(payload: bytes, arena: Tensor, connection: Connection) -> None:
                 evaluator = unpack(payload, arena)
             groups = evaluator.slimmer.graph.groups
             candidate = Candidate(KeepSet(mask, counts, groups), masks)
-            answer = (evaluator.outcome(candidate), "", "")
+            answer = (evaluator.outcome(candidate, images=images), "", "")
         except Exception as error:
             answer = (None, f"{type(error).__name__}: {error}", traceback.format_exc())
         try:

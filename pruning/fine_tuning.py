@@ -140,6 +140,22 @@ def with_learning_rate(recipe: Mapping[str, Any], original: float | None) -> dic
     return arguments
 
 
+def changed_recipe(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with a few settings changed, for `fine_tune`.
+
+    Args:
+        recipe: arguments of `fine_tune`.
+        changes: the settings that differ; "distillation" may be a switch instead: True for that of
+            the recipe, or its defaults where the recipe has none, False for none.
+    """
+    changed = {**recipe, **changes}
+    if changes.get("distillation") is True:
+        changed["distillation"] = recipe.get("distillation") or Distillation()
+    elif changes.get("distillation") is False:
+        changed["distillation"] = None
+    return changed
+
+
 def check_fine_tuning(recipe: Mapping[str, Any]) -> None:
     """Refuse what `fine_tune` would refuse, before a search has cost time.
 

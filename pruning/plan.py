@@ -26,6 +26,7 @@ class Decision:
         site: name of the site.
         pattern: name of a pattern of the library, or None.
         ratio: pruning ratio, the fraction of the site's channels removed, in [0, 1), or None.
+        importance: name of the importance whose lowest channels go first; None for the task's own.
 
     Raises:
         ValueError: both or none of the two are set, or the ratio is not in [0, 1).
@@ -34,6 +35,7 @@ class Decision:
     site: str
     pattern: str | None = None
     ratio: float | None = None
+    importance: str | None = None
 
     def __post_init__(self) -> None:
         if (self.pattern is None) == (self.ratio is None):
@@ -83,6 +85,9 @@ class PruningPlan:
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan."""
         fields = {"format": PLAN_FORMAT, **asdict(self)}
+        for decision in fields["decisions"]:
+            if decision["importance"] is None:  # as in plans that know only one
+                del decision["importance"]
         # one line per field: readable, and without one line per channel index
         lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in fields.items())
         return "{\n" + ",\n".join(lines) + "\n}\n"

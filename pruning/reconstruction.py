@@ -342,8 +342,14 @@ class ReconstructingEvaluator(Evaluator):
         super().__init__(*arguments, **options)
         self._overlay_of = overlay_of
 
-    def outcome(self, candidate: Candidate, overlay: Mapping[str, Tensor] | None = None) -> Outcome:
-        """See `Evaluator.outcome`; None stands for the candidate's own overlay."""
+    def outcome(
+        self,
+        candidate: Candidate,
+        overlay: Mapping[str, Tensor] | None = None,
+        *,
+        images: int | None = None,
+    ) -> Outcome:
+        """See `Evaluator.outcome`; no overlay stands for the candidate's own."""
         if overlay is None:
             overlay = self._overlay_of(candidate)
-        return super().outcome(candidate, overlay)
+        return super().outcome(candidate, overlay, images=images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from patterns.library import PatternLibrary
 from pruning.cost import CostModel
 from pruning.importance import score_groups
 from pruning.keep_set import CountGrid, KeepSet, count_steps, kept_count, unclipped_count
+from pruning.local_error import LocalErrors, measure_local_errors
 from pruning.masks import MaskChoice, PatternMasks
 from pruning.plan import Candidate, Decision, PruningPlan
 from pruning.reconstruction import ReconstructingEvaluator, Reconstruction
@@ -51,12 +53,15 @@ class PruningTask:
         scope: weights that the norm criteria read, see `pruning.importance.score_groups`.
         reconstruction: how the weights that are left are refitted, on the calibration split, before
             anything is measured or saved; None leaves them as they are.
+        importances: further importances that a decision may name instead of the task's own, which
+            is called as `criterion` is: arguments `criterion` and `scope` by name.
 
     Attributes:
         search: as given.
         criterion: as given.
         sites: one site per group, in graph order.
-        scores: importance of each channel by group name, of the unpruned network.
+        scores: importance of each channel by group name, of the unpruned network: the task's own.
+        importances: names that a decision may give, the task's own first.
         cost: MACs and parameters of a keep-set.
         slimmer: removes channels, undoes it.
         evaluator: measures candidates on the reward split, counts and caches.
@@ -82,6 +87,7 @@ class PruningTask:
         seed: int = 0,
         scope: str = "producer",
         reconstruction: Reconstruction | None = None,
+        importances: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         if not graph.groups:
             reasons = "; ".join(f"{name}: {why}" for name, why in graph.frozen.items())
@@ -94,10 +100,15 @@ class PruningTask:
         self.search = search
         self.criterion = criterion
         self.library = library
+        self._seed = seed
         self.sites = tuple(Site(group.name, group.name, group.producers) for group in graph.groups)
         self.scores = score_groups(
             network, graph, criterion, search.calibration, scope=scope, seed=seed
         )
+        self.importances = tuple(dict.fromkeys((criterion, *(importances or ()))))
+        self._importance_options = dict(importances or {})
+        self._scores = {criterion: self.scores}
+        self._seed = seed
         self.cost = CostModel(graph)
         self.slimmer = Slimmer(network, graph)
         self._reconstructor = (
@@ -129,17 +140,43 @@ class PruningTask:
         self.valid = self._valid_choices()
         self.valid.setflags(write=False)
 
+    def scores_by(self, importance: str | None = None) -> Mapping[str, np.ndarray]:
+        """Importance of each channel by group name, of the unpruned network; scored once.
+
+        Args:
+            importance: one of `importances`; None for the task's own.
+
+        Raises:
+            ValueError: no such importance, or it cannot score this network.
+        """
+        name = self.criterion if importance is None else importance
+        if name not in self.importances:
+            raise ValueError(
+                f"No importance is called {name!r} here. There are: {', '.join(self.importances)}."
+            )
+        if name not in self._scores:
+            self._scores[name] = score_groups(
+                self.network,
+                self.graph,
+                data=self.search.calibration,
+                seed=self._seed,
+                **self._importance_options[name],
+            )
+        return self._scores[name]
+
     def candidate(self, decisions: Iterable[Decision]) -> Candidate:
         """What the decisions execute; sites without a decision are left alone.
 
         Channel counts are rounded to allowed ones (`pruning.keep_set.kept_count`), and never fall
-        below the group's `min_keep`. The least important channels go first.
+        below the group's `min_keep`. The least important channels go first, by the importance that
+        the decision names.
 
         Raises:
-            ValueError: unknown site or pattern, two decisions for one site, or a pattern that is
-                not valid at its site.
+            ValueError: unknown site, pattern or importance, two decisions for one site, or a
+                pattern that is not valid at its site.
         """
         ratios: dict[str, float] = {}
+        scores: dict[str, np.ndarray] = {}
         masks: list[MaskChoice] = []
         for decision in decisions:
             if decision.site not in self._site_index:
@@ -149,6 +186,7 @@ class PruningTask:
                 )
             if decision.site in ratios:
                 raise ValueError(f"Site {decision.site!r} has two decisions; give one.")
+            scores[decision.site] = self.scores_by(decision.importance)[decision.site]
             if decision.pattern is None:
                 assert decision.ratio is not None, "checked by Decision"
                 ratios[decision.site] = decision.ratio
@@ -164,7 +202,7 @@ class PruningTask:
             ratios[decision.site] = self.library[index].channel_ratio
             places = self._places[decision.site, decision.pattern]
             masks.extend((place, decision.pattern) for place in places)
-        keep = KeepSet.from_ratios(self.graph, ratios, self.scores)
+        keep = KeepSet.from_ratios(self.graph, ratios, scores)
         return Candidate(keep, tuple(sorted(masks)))  # equal whatever the order of the decisions
 
     def mask_tensors(self, candidate: Candidate) -> dict[str, Tensor]:
@@ -196,6 +234,17 @@ class PruningTask:
             },
             masks=candidate.masks,
             patterns=tuple(p.spec for p in self.library if p.name in names),
+        )
+
+    @cached_property
+    def local_errors(self) -> LocalErrors:
+        """What each group's channels mean to the operators that read them; measured when asked.
+
+        Raises:
+            ValueError: no calibration images, or a network that takes more than one input.
+        """
+        return measure_local_errors(
+            self.network, self.graph, self.scores, self.search.calibration, seed=self._seed
         )
 
     def smallest_macs(self, max_ratio: float) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,11 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.llm.choices import ChoosingStrategies, FineTuneLimits
 from agents.llm.conversation import CallLimitReached, Conversation
 from agents.llm.exchanges import EXCHANGES_FILE
+from agents.llm.granularity import GROUPS_ALONE, Granularity
+from agents.llm.names import Refused
 from agents.llm.profile import describe_network, fingerprint
 from agents.llm.proposals import (
     MEASURED,
@@ -31,10 +34,13 @@ from agents.llm.strategies import (
     PatternStrategies,
     Plan,
     RatioStrategies,
-    Refused,
     Strategies,
 )
 from agents.whole_plans import WholePlanAgent
+from pruning.task import PruningTask
+
+FIRST_PROMPTS = "v1"
+"""Prompts that know groups, ratios and patterns, and no further choice."""
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +54,9 @@ class LLMAgent(WholePlanAgent):
     intent is clear and refused, with the reason fed back, where it is not. A plan outside the band
     of the budget costs a call and no evaluation.
 
+    Where that is switched on, a proposal chooses the importance and the fine-tuning of the final
+    network too. Either makes the space of plans wider than that of every other agent.
+
     Args:
         env: an environment whose episodes are one step that decides all groups by ratios or
             patterns, and whose budget is a band.
@@ -60,6 +69,12 @@ class LLMAgent(WholePlanAgent):
         history_length: earlier proposals that the model is shown.
         notes: what the user knows of the network, for the model; quoted as data.
         prompts: version of the prompts.
+        importances: importances that a proposal may choose from beside the task's own, names of
+            `task.importances`; None for the task's own alone.
+        proposes_fine_tune: whether a proposal may change the fine-tuning of the final network.
+        fine_tune_limits: what it may change: lowest and highest value of "epochs",
+            "learning_rate", "weight_decay" and "label_smoothing", and the allowed values of
+            "distillation"; what is left out stays as it is.
         policy: not used; accepted so that every agent takes the same arguments.
         seed: not used: nothing here is random; a model has its own, see `llm.options`.
         verbose: not used.
@@ -86,7 +101,10 @@ class LLMAgent(WholePlanAgent):
         master_every: int = 5,
         history_length: int = 10,
         notes: str | None = None,
-        prompts: str = "v1",
+        prompts: str = "v2",
+        importances: Sequence[str] | None = None,
+        proposes_fine_tune: bool = False,
+        fine_tune_limits: Mapping[str, Any] | None = None,
         policy: Any = None,
         seed: int | None = None,
         verbose: int = 0,
@@ -105,6 +123,16 @@ class LLMAgent(WholePlanAgent):
         self.master_every = master_every
         self.history_length = history_length
         self.notes = notes
+        self.importances = tuple(importances or ())
+        self._fine_tune = dict(fine_tune_limits or {}) if proposes_fine_tune else None
+        self._fine_tune_limits = (  # refused before it costs anything
+            None if self._fine_tune is None else FineTuneLimits.from_config(self._fine_tune)
+        )
+        if prompts == FIRST_PROMPTS and (self.importances or proposes_fine_tune):
+            raise ValueError(
+                f"The prompts {prompts} know neither importances nor fine-tuning. Set "
+                f"agent.prompts=v2, or agent.importances=null and agent.proposes_fine_tune=false."
+            )
         self.proposals: list[Proposal] = []
         self.stop_reason = ""
         self._limits = {"max_calls": max_calls, "max_corrections": max_corrections}
@@ -192,6 +220,7 @@ class LLMAgent(WholePlanAgent):
                     )
                 continue
             self._open = (asked, exchange, plan)
+            self._rank(env, plan.importance)
             self._action = roles.strategies.action(pruning_env, plan.values)
             return ""
         return f"all {self.max_proposals} proposals are made (agent.max_proposals)"
@@ -212,10 +241,14 @@ class LLMAgent(WholePlanAgent):
         Raises:
             Refused: it cannot be executed, or is known already.
         """
-        earlier = {p.number: p.plan for p in self.proposals if p.plan is not None}
+        earlier = {
+            p.number: Plan(p.plan, p.repairs, p.importance, p.fine_tune)
+            for p in self.proposals
+            if p.plan is not None
+        }
         plan = strategies.plan(asked, earlier)
-        for number, values in earlier.items():
-            if values == plan.values:
+        for number, other in earlier.items():
+            if (other.values, other.importance) == (plan.values, plan.importance):
                 raise Refused(f"after rounding this is the plan of proposal {number} again")
         return plan
 
@@ -238,6 +271,8 @@ class LLMAgent(WholePlanAgent):
                 asked=asked.model_dump(),
                 repairs=plan.repairs,
                 plan=plan.values,
+                importance=plan.importance,
+                fine_tune=plan.fine_tune,
                 episode=record.episode,
                 macs=record.macs,
                 relative_macs=record.relative_macs,
@@ -260,20 +295,53 @@ class LLMAgent(WholePlanAgent):
             pruning_env = self.pruning_env(env)
             task, limits = pruning_env.task, pruning_env.limits
             largest = pruning_env.largest_ratios()
-            strategies: Strategies = (
-                RatioStrategies(task, largest)
-                if isinstance(env.action_space, spaces.Box)
-                else PatternStrategies(task)
-            )
+            strategies = self._strategies(env, task, largest)
             self._roles = Roles(
                 conversation=self._conversation,
-                subject=fingerprint(task.graph.groups, limits, strategies.describe()["kind"]),
+                subject=fingerprint(task.graph.groups, limits, strategies.describe()),
                 network=describe_network(task, limits, largest),
                 strategies=strategies,
                 user_notes=self.notes,
                 history_length=self.history_length,
             )
         return self._roles
+
+    def _strategies(
+        self, env: VecEnv, task: PruningTask, largest_ratios: Mapping[str, float]
+    ) -> Strategies:
+        """What a proposal may choose."""
+        is_ratio, granularity = isinstance(env.action_space, spaces.Box), GROUPS_ALONE
+        if self._prompts != FIRST_PROMPTS:
+            granularity = Granularity.of(task.graph, decides_patterns=not is_ratio)
+        inner: Strategies = (
+            RatioStrategies(task, largest_ratios, granularity)
+            if is_ratio
+            else PatternStrategies(task, granularity)
+        )
+        return ChoosingStrategies(inner, task, self.importances, self._fine_tune_limits)
+
+    def fine_tune_of(self, episode: int) -> Mapping[str, Any]:
+        """Settings of the fine-tuning that the proposal of an episode changes; empty for none.
+
+        Args:
+            episode: number of the episode of the plan that is kept.
+        """
+        for proposal in self.proposals:
+            if proposal.episode == episode:
+                return proposal.fine_tune or {}
+        return {}
+
+    @staticmethod
+    def _rank(env: VecEnv, importance: str | None) -> None:
+        """Let the channels of the current episode go by an importance."""
+        if importance is not None:
+            env.env_method("rank_by", importance)
+
+    def _recommended(self, env: VecEnv) -> np.ndarray:
+        """The best plan so far; the current episode is ranked as that plan was."""
+        best = best_of(self.proposals)
+        self._rank(env, None if best is None else best.importance)
+        return super()._recommended(env)
 
     def _how_to_go_on(self) -> str:
         if self._folder is None or self._conversation is None or not self._conversation.num_calls:
@@ -301,6 +369,9 @@ class LLMAgent(WholePlanAgent):
             "history_length": self.history_length,
             "notes": self.notes,
             "prompts": self._prompts,
+            "importances": list(self.importances) or None,
+            "proposes_fine_tune": self._fine_tune is not None,
+            "fine_tune_limits": self._fine_tune,
         }
 
     def _memory(self) -> list[dict[str, Any]]:

@@ -64,10 +64,18 @@ def describe_network(
     }
 
 
-def fingerprint(groups: tuple[Group, ...], limits: Any, kind: str) -> str:
-    """Short hash of what a search is about: the groups, the band in MACs, the kind of plans."""
-    about = [[group.name, group.size, group.round_to] for group in groups]
-    text = json.dumps([about, limits.lower, limits.upper, limits.base, kind])
+def fingerprint(groups: tuple[Group, ...], limits: Any, strategies: Mapping[str, Any]) -> str:
+    """Short hash of what a search is about: the groups, the band in MACs, the kind of plans.
+
+    Args:
+        groups: the groups of the network.
+        limits: the band in MACs, with `lower`, `upper` and `base`.
+        strategies: what a plan may choose, as `Strategies.describe` says it.
+    """
+    about: list[Any] = [[[group.name, group.size, group.round_to] for group in groups]]
+    about += [limits.lower, limits.upper, limits.base, strategies["kind"]]
+    about += [strategies[name] for name in ("importances", "fine_tune") if name in strategies]
+    text = json.dumps(about)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -32,6 +32,8 @@ class Proposal:
         repairs: what was changed in it, in words.
         refusal: why it was refused; None when it was executed.
         plan: pruning ratio after rounding, or pattern name, by group; None when refused.
+        importance: which channels went first; None where a proposal may not choose.
+        fine_tune: settings of the final fine-tuning that differ from the run's; None for none.
         episode: number of the episode in metrics.csv; None when refused.
         macs: MACs left; None when refused.
         relative_macs: as the budget counts them, over those of the unpruned network.
@@ -57,6 +59,8 @@ class Proposal:
     accuracy: float | None = None
     loss: float | None = None
     score: float | None = None
+    importance: str | None = None
+    fine_tune: Mapping[str, Any] | None = None
 
     def view(self) -> dict[str, Any]:
         """What the model is shown of it: what matters, rounded."""
@@ -71,6 +75,9 @@ class Proposal:
             name: round(value, 4) if isinstance(value, float) else value
             for name, value in self.plan.items()
         }
+        for name in ("importance", "fine_tune"):
+            if getattr(self, name) is not None:
+                shown[name] = getattr(self, name)
         for name, digits in (("relative_macs", 5), ("error_percent", 2), ("accuracy", 4)):
             value = getattr(self, name)
             shown[name] = None if value is None else round(value, digits)

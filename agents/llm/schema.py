@@ -1,16 +1,16 @@
 """What the language model may answer: one strict schema per role.
 
-Only what one environment can execute is here. A pruning task has one importance, its report one
-fine-tuning recipe for every row, and whole blocks cannot be removed: so none of them can be asked
-for.
+A proposal chooses what the environment can execute. `with_choices` adds what a run lets it choose
+further: the granularity of its entries, the importance, the fine-tuning of the final network.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -73,6 +73,48 @@ class PatternProposal(_Strict):
         "dense", description="Pattern of groups not listed; not used with start_from."
     )
     patterns: list[GroupPattern] = Field(description="Patterns of the groups that differ.")
+
+
+class FineTune(_Strict):
+    """Settings of the fine-tuning of the final network; null leaves one as the run has it."""
+
+    epochs: int | None = Field(None, description="Passes over the train split.")
+    learning_rate: float | None = Field(None, description="Peak of the cosine schedule.")
+    weight_decay: float | None = Field(None, description="L2 penalty.")
+    label_smoothing: float | None = Field(None, description="In [0, 1).")
+    distillation: bool | None = Field(
+        None, description="Whether to learn from the outputs of the unpruned network too."
+    )
+
+
+CHOICES: dict[str, Any] = {
+    "granularity": (
+        Literal["channel", "pattern", "block"] | None,
+        Field(None, description="What the listed names stand for; one that strategies lists."),
+    ),
+    "importance": (
+        str | None,
+        Field(None, description="Which channels of a group go first; one that strategies lists."),
+    ),
+    "fine_tune": (
+        FineTune | None,
+        Field(None, description="Settings of the final fine-tuning that differ, or null."),
+    ),
+}
+"""What a proposal may be allowed to choose further: field by name."""
+
+
+def with_choices(answer: type[Answer], names: Collection[str]) -> type[Answer]:
+    """The schema of a proposal with further choices, all of which may be left out.
+
+    Args:
+        answer: RatioProposal or PatternProposal.
+        names: keys of CHOICES.
+    """
+    if not names:
+        return answer
+    fields = {name: field for name, field in CHOICES.items() if name in names}
+    return create_model(answer.__name__, __base__=answer, **fields)
 
 
 class Verdict(_Strict):

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol
 
 import numpy as np
 
-from agents.llm.schema import PatternProposal, RatioProposal
+from agents.llm.granularity import GROUPS_ALONE, Granularity
+from agents.llm.names import Refused, Value, assign, nearest
+from agents.llm.schema import PatternProposal, RatioProposal, with_choices
 from graphs.network_graph import Group
 from pruning.keep_set import allowed_counts
 from pruning.task import PruningTask
-
-Value = TypeVar("Value", float, str)
-
-
-class Refused(Exception):  # noqa: N818 - said of a proposal
-    """A proposal cannot be executed; the message is fed back to the model."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +24,14 @@ class Plan(Generic[Value]):
     Attributes:
         values: pruning ratio after rounding, or pattern name, of every group.
         repairs: what was changed in the proposal, in words.
+        importance: which channels go first; None where a proposal may not choose.
+        fine_tune: settings of the final fine-tuning that differ from the run's; None for none.
     """
 
     values: Mapping[str, Value]
     repairs: tuple[str, ...]
+    importance: str | None = None
+    fine_tune: Mapping[str, Any] | None = None
 
 
 class Strategies(Protocol):
@@ -46,12 +44,12 @@ class Strategies(Protocol):
     def describe(self) -> dict[str, Any]:
         """What may be chosen, as JSON takes it."""
 
-    def plan(self, proposal: Any, earlier: Mapping[int, Mapping[str, Any]]) -> Plan[Any]:
+    def plan(self, proposal: Any, earlier: Mapping[int, Plan[Any]]) -> Plan[Any]:
         """Make a plan of a proposal.
 
         Args:
             proposal: an instance of `answer`.
-            earlier: the values of earlier plans by the number of their proposal.
+            earlier: plans that were executed, by the number of their proposal.
 
         Raises:
             Refused: its intent is not clear, or it cannot be executed.
@@ -67,31 +65,37 @@ class RatioStrategies:
     Args:
         task: what is pruned.
         largest_ratios: the largest pruning ratio of each group.
+        granularity: what the entries of a proposal may stand for.
     """
 
-    answer = RatioProposal
-
-    def __init__(self, task: PruningTask, largest_ratios: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        task: PruningTask,
+        largest_ratios: Mapping[str, float],
+        granularity: Granularity = GROUPS_ALONE,
+    ) -> None:
+        self.answer = with_choices(RatioProposal, granularity.choices)
         self._groups = task.graph.groups
         self._largest = largest_ratios
+        self._granularity = granularity
 
     def describe(self) -> dict[str, Any]:
         """Ratios, and the multiples that kept channels can be rounded to."""
-        return {"kind": "ratios", "round_to": [1, 2, 4, 8, 16]}
+        return {"kind": "ratios", "round_to": [1, 2, 4, 8, 16], **self._granularity.describe()}
 
-    def plan(
-        self, proposal: RatioProposal, earlier: Mapping[int, Mapping[str, float]]
-    ) -> Plan[float]:
+    def plan(self, proposal: RatioProposal, earlier: Mapping[int, Plan[float]]) -> Plan[float]:
         """Ratios of all groups, rounded to channels.
 
         Raises:
-            Refused: an unknown group, two ratios for one group, or a ratio that makes no sense.
+            Refused: an unknown group, two ratios for one group, a ratio that makes no sense, or a
+                granularity that is not executed here.
         """
         repairs: list[str] = []
         asked = assign(
             self._groups,
             [(entry.group, _ratio(entry.group, entry.ratio, repairs)) for entry in proposal.ratios],
             repairs,
+            blocks=self._granularity.blocks_of(proposal),
         )
         default = 0.0
         if proposal.start_from is None:
@@ -127,14 +131,15 @@ class PatternStrategies:
 
     Args:
         task: what is pruned.
+        granularity: what the entries of a proposal may stand for.
     """
 
-    answer = PatternProposal
-
-    def __init__(self, task: PruningTask) -> None:
+    def __init__(self, task: PruningTask, granularity: Granularity = GROUPS_ALONE) -> None:
+        self.answer = with_choices(PatternProposal, granularity.choices)
         self._task = task
         self._groups = task.graph.groups
         self._names = task.library.names
+        self._granularity = granularity
 
     def describe(self) -> dict[str, Any]:
         """The library, and which of its entries are valid where."""
@@ -153,20 +158,21 @@ class PatternStrategies:
                 for group, row in zip(self._groups, self._task.valid, strict=True)
                 if not row.all()
             },
+            **self._granularity.describe(),
         }
 
-    def plan(
-        self, proposal: PatternProposal, earlier: Mapping[int, Mapping[str, str]]
-    ) -> Plan[str]:
+    def plan(self, proposal: PatternProposal, earlier: Mapping[int, Plan[str]]) -> Plan[str]:
         """Patterns of all groups.
 
         Raises:
-            Refused: an unknown group or pattern, two patterns for one group, or one that is not
-                valid there.
+            Refused: an unknown group or pattern, two patterns for one group, one that is not valid
+                there, or a granularity that is not executed here.
         """
         repairs: list[str] = []
         entries = [(e.group, self._pattern(e.pattern, repairs)) for e in proposal.patterns]
-        asked = assign(self._groups, entries, repairs)
+        blocks = self._granularity.blocks_of(proposal)
+        self._refuse_masks(entries, proposal)
+        asked = assign(self._groups, entries, repairs, blocks=blocks)
         default = self._names[0]
         if proposal.start_from is None:
             default = self._pattern(proposal.default_pattern, repairs)
@@ -191,53 +197,26 @@ class PatternStrategies:
         indices = [self._names.index(values[group.name]) for group in self._groups]
         return np.asarray(indices, dtype=np.int64)
 
+    def _refuse_masks(self, entries: Sequence[tuple[str, str]], proposal: PatternProposal) -> None:
+        if self._granularity.chosen(proposal) != "channel":
+            return
+        families = {pattern.name: pattern.family for pattern in self._task.library}
+        for where, name in entries:
+            if families[name] not in ("dense", "channel"):
+                raise Refused(
+                    f"{where}: the pattern {name!r} is of the family {families[name]}, and the "
+                    f"granularity of the proposal is channel"
+                )
+
     def _pattern(self, name: str, repairs: list[str]) -> str:
-        return _nearest(name, self._names, "pattern", repairs)
-
-
-def assign(
-    groups: Sequence[Group], entries: Sequence[tuple[str, Value]], repairs: list[str]
-) -> dict[str, Value]:
-    """Values by group name.
-
-    A shell pattern stands for all groups it matches, and a group's own name beats one. The name of
-    an operator stands for the group that is cut together with it, and a slip of the pen for the one
-    group it is near to.
-
-    Args:
-        groups: the groups of the network.
-        entries: names as the model gave them, with their values.
-        repairs: what was changed is appended here.
-
-    Raises:
-        Refused: no group fits a name, or a group is given two values.
-    """
-    producers = {name: group.name for group in groups for name in group.producers}
-    names = [group.name for group in groups]
-    by_name: dict[str, Value] = {}
-    by_pattern: dict[str, Value] = {}
-    for text, value in entries:
-        if text not in names and any(sign in text for sign in "*?"):
-            matched, target = fnmatch.filter(names, text), by_pattern
-            if not matched:
-                raise Refused(f"no group matches {text!r}; {_known(text, names)}")
-        elif text in producers and text not in names:
-            matched, target = [producers[text]], by_name
-            repairs.append(f"{text} is cut together with group {producers[text]}")
-        else:
-            matched, target = [_nearest(text, names, "group", repairs)], by_name
-        for name in matched:
-            if target.get(name, value) != value:
-                raise Refused(f"group {name!r} is given both {target[name]} and {value}")
-            target[name] = value
-    return {**by_pattern, **by_name}
+        return nearest(name, self._names, "pattern", repairs)
 
 
 def _rest(
     groups: Sequence[Group],
     default: Value,
     start_from: int | None,
-    earlier: Mapping[int, Mapping[str, Value]],
+    earlier: Mapping[int, Plan[Value]],
 ) -> Mapping[str, Value]:
     """The values of groups that a proposal does not list."""
     if start_from is None:
@@ -245,7 +224,7 @@ def _rest(
     if start_from not in earlier:
         known = ", ".join(map(str, earlier)) or "none yet"
         raise Refused(f"start_from={start_from} is no executed proposal; those are: {known}")
-    return earlier[start_from]
+    return earlier[start_from].values
 
 
 def _ratio(where: str, ratio: float, repairs: list[str]) -> float:
@@ -255,24 +234,3 @@ def _ratio(where: str, ratio: float, repairs: list[str]) -> float:
     if not 0.0 <= ratio <= 1.0 or math.isnan(ratio):
         raise Refused(f"{where}: a ratio must be in [0, 1), got {ratio:g}")
     return ratio
-
-
-def _nearest(text: str, names: Sequence[str], kind: str, repairs: list[str]) -> str:
-    """The name itself, or the only one that differs in case, quotes or a letter or two."""
-    if text in names:
-        return text
-    folded = {name.casefold(): name for name in names}
-    stripped = text.strip(" \t\n\"'`").casefold()
-    if stripped in folded and len(folded) == len(names):
-        found = [folded[stripped]]
-    else:
-        found = difflib.get_close_matches(text, names, n=2, cutoff=0.9)
-    if len(found) != 1:
-        raise Refused(f"there is no {kind} {text!r}; {_known(text, names)}")
-    repairs.append(f"{kind} {text!r} read as {found[0]!r}")
-    return found[0]
-
-
-def _known(text: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
-    return f"near to it are: {', '.join(near)}" if near else f"there are: {', '.join(names)}"

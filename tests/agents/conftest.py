@@ -190,15 +190,17 @@ class PlainNetwork(torch.nn.Module):
 def make_plan_env():
     """Builds an environment in which one action is a whole plan of a real, small network."""
 
-    def make(relative_macs=0.5, *, specs=(), **parts):
+    def make(relative_macs=0.5, *, specs=(), importances=None, weights=None, network=None, **parts):
         torch.manual_seed(0)
         sets = [SampleSet(torch.rand(n, 1, 6, 6), torch.arange(n) % 3) for n in (9, 9, 30)]
-        network = PlainNetwork().eval()
+        network = (network or PlainNetwork()).eval()
+        network.load_state_dict(weights or {}, strict=False)
         task = PruningTask(
             network,
             trace_network(network, torch.zeros(1, 1, 6, 6)),
             SearchSplits(*sets),
             library=PatternLibrary.from_specs(specs),
+            importances=importances,
         )
         defaults = {
             "observation": GraphObservation(),

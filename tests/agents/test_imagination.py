@@ -7,7 +7,7 @@ from gymnasium import Wrapper, spaces
 from agents.graph_policy import GraphPolicy
 from agents.imagination import ImaginationAgent
 from agents.imagined_env import ImaginedVecEnv
-from agents.reward_model import GaussianProcess
+from agents.reward_model import GaussianProcess, PriorModel
 from agents.search import run_search
 
 
@@ -16,7 +16,15 @@ def decided(env):
 
 
 def made(env, seed=0, **settings):
+    settings = {"prior_weight": None, **settings}
     return ImaginationAgent(env, seed=seed, policy_kwargs={"head_scale": 0.0}, **settings)
+
+
+def with_local_errors(env):
+    """The further a site is from what it should be, the larger its error."""
+    wanted = env.preview(env.targets)
+    env.local_errors = lambda plans: np.abs(plans - wanted)
+    return env
 
 
 def test_the_best_plan_is_found_in_fewer_evaluations_than_drawing_at_random(make_env):
@@ -147,3 +155,48 @@ def test_other_environments_and_files_are_refused(make_env, tmp_path):
     agent.save(tmp_path / "agent.zip")
     with pytest.raises(ValueError, match=r"not loaded from a file\. Start the search again with"):
         ImaginationAgent.load(tmp_path / "agent.zip")
+
+
+def test_what_is_known_before_chooses_the_first_plans(make_env):
+    rewards = {}
+    for weight in (None, 0.0, 0.5):
+        env = with_local_errors(make_env("ratio", num_sites=6, seed=7))
+        made(env, warm_up=10, prior_weight=weight).learn(10)
+        assert env.history[0].decided == (0.25,) * 6
+        rewards[weight] = np.mean([record.reward for record in env.history[1:]])
+    assert rewards[0.5] == rewards[0.0] > rewards[None] + 0.1
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.5, float("nan")])
+def test_a_weight_of_the_prior_is_a_fraction(make_env, weight):
+    with pytest.raises(ValueError, match=r"prior_weight=.*\[0, 1\].*agent\.prior_weight"):
+        made(make_env("ratio"), prior_weight=weight)
+
+
+class Constant:
+    """Predicts the mean of what it was shown."""
+
+    def fit(self, plans, rewards):
+        self.mean = rewards.mean()
+
+    def predict(self, plans):
+        return np.full(len(plans), self.mean), np.ones(len(plans))
+
+
+def test_a_prior_is_a_falling_line_of_which_a_part_is_believed():
+    plans = np.linspace(0.1, 0.9, 9)[:, None]
+    rewards = 1.0 - 3.0 * plans[:, 0]
+    for weight, slope in ((1.0, -3.0), (0.5, -1.5), (0.0, 0.0)):
+        model = PriorModel(Constant(), lambda plans: plans[:, 0], weight)
+        np.testing.assert_allclose(model.predict(plans)[0], -plans[:, 0])  # before the first fit
+        model.fit(plans, rewards)
+        mean, deviation = model.predict(np.array([[0.5], [0.7]]))
+        np.testing.assert_allclose(mean, [-0.5, -0.5 + 0.2 * slope], atol=1e-12)
+        np.testing.assert_allclose(deviation, 1.0)
+
+
+def test_a_prior_that_the_measurements_contradict_is_not_believed():
+    plans = np.linspace(0.1, 0.9, 9)[:, None]
+    model = PriorModel(Constant(), lambda plans: plans[:, 0])
+    model.fit(plans, 2.0 * plans[:, 0])
+    np.testing.assert_allclose(model.predict(plans)[0], 1.0)

@@ -11,6 +11,7 @@ from envs.actions import PatternAction
 from envs.budgets import Band, Wall
 from envs.observations import GraphObservation
 from networks.data import SampleSet, SearchSplits
+from pruning.growth import Growth
 from pruning.plan import PruningPlan
 from pruning.task import PruningTask
 
@@ -65,3 +66,30 @@ def test_the_static_features_are_of_the_real_network(real_task):
     assert topology.num_sites == 4
     assert topology.num_patterns == len(real_task.library)
     assert topology.num_edges == len(real_task.graph.edges)
+
+
+def test_a_plan_that_saw_all_images_wins_over_any_that_saw_fewer(real_task):
+    env = gymnasium.make(
+        "AMC-v0", task=real_task, action=PatternAction(), budget=Wall(0.9)
+    ).unwrapped
+    real_task.evaluator.growth = Growth(first=0.25, whole_at=10)
+    rng = np.random.default_rng(0)
+    while env.num_evaluations < 4:
+        env.reset()
+        finished = False
+        while not finished:
+            action = rng.choice(np.flatnonzero(env.action_masks()))
+            _, _, finished, *_ = env.step(action)
+    assert [record.num_samples for record in env.history] == [8, 11, 13, 16]
+    assert env.best is env.history[-1]  # it saw most
+    real_task.evaluator.growth = None
+    first, second = env.finalists(2)
+    scores = sorted((record.score for record in env.history), reverse=True)
+    assert [first.score, second.score] == scores[:2]
+    again = env.measure_again(second)
+    assert (again.num_samples, again.executed, again.plan) == (32, second.executed, second.plan)
+    assert (again.macs, again.met, env.num_evaluations) == (second.macs, True, 5)
+    assert env.best is again
+    env.measure_again(first)
+    assert env.best is max(env.history[4:], key=lambda record: record.score)
+    assert env.measure_again(second).cached

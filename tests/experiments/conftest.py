@@ -88,6 +88,7 @@ def make_record(tiny_task):
         reward_terms={"quality": 0.4, "compression": 0.1},
         accuracy=0.75,
         loss=0.6,
+        num_samples=20,
         relative_macs=0.5,
         macs=100,
         nonzero_macs=100,

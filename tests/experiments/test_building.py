@@ -11,6 +11,7 @@ from experiments.building import (
     build_network,
     call_target,
     check_outputs,
+    importance_options,
     locate,
     own_options,
 )
@@ -110,3 +111,18 @@ def test_a_network_that_does_not_fit_the_data_is_refused():
     with pytest.raises(ValueError, match=r"scores 7 classes and digits has 10"):
         check_outputs(nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), data)
     check_outputs(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data)
+
+
+def test_importances_are_the_files_of_the_config():
+    assert importance_options(None) == {}
+    options = importance_options(["taylor", "apoz"])
+    assert options == {
+        "taylor": {"criterion": "taylor", "scope": "producer"},
+        "apoz": {"criterion": "apoz"},
+    }
+
+
+@pytest.mark.parametrize("names", ["l2", ["l3"], [["l2"]], {"l2": 1}])
+def test_names_of_no_importance_are_refused(names):
+    with pytest.raises(ValueError, match=r"agent\.importances must be null or a list among activa"):
+        importance_options(names)

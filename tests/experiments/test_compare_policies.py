@@ -145,6 +145,9 @@ def test_budgets_make_a_study_each(tmp_path):
         ("x: agent=random +data.reward_size=50", r"differ in data\.reward_size"),
         ("x: agent=random fine_tune.epochs=3", r"differ in fine_tune\.epochs"),
         ("x: agent=random search.evaluations=9", r"overrides search\.evaluations, which is the sa"),
+        ("x: agent=llm agent.importances=[l2]", r"Row 'x' lets its agent choose importance, which "
+         r"all rows .* Leave out agent\.importances, .* 'compare\.study_axes=\[importance\]'"),
+        ("x: agent=llm agent.proposes_fine_tune=true", r"lets its agent choose fine_tune, which"),
         ("x: agent=random seed=9", "overrides seed, which is the same for all rows"),
         ("x: agent=ppo env=autosculpt budget.cost=nonzero_macs", "in macs and nonzero_macs"),
         ("x: agent=ppo env=autosculpt budget=none", "has no budget"),
@@ -158,6 +161,8 @@ def test_rows_that_differ_in_more_than_the_policy_are_refused(row, message, tmp_
 
 def test_a_study_axis_may_differ(tmp_path):
     rows = read_rows(["uniform", "taylor: agent=uniform importance=taylor"], POLICIES)
+    assert len(jobs_of(rows, tmp_path, study_axes=["importance"])) == 2
+    rows = read_rows(["uniform", "llm: agent=llm agent.importances=[l2]"], POLICIES)
     assert len(jobs_of(rows, tmp_path, study_axes=["importance"])) == 2
     with pytest.raises(ValueError, match="must be a list of sections among network, data"):
         jobs_of(rows, tmp_path, study_axes=["agent"])

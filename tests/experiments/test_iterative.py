@@ -138,6 +138,10 @@ def test_stages_are_drawn_over_the_macs_of_the_unpruned_network():
     [
         (["patterns=n_m"], r"only remove whole channels.*Set patterns=channel"),
         (["budget=none"], "need a budget of MACs"),
+        (
+            ["agent=llm", "agent.proposes_fine_tune=true"],
+            r"by one recipe.*Set agent\.proposes_fine_tune=false",
+        ),
     ],
 )
 def test_what_cannot_be_pruned_in_stages_is_refused_at_once(run, tmp_path, overrides, message):

@@ -6,16 +6,19 @@ import html
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hydra import compose, initialize_config_dir
 
+import experiments.final_report
 from agents.llm.exchanges import read_exchanges
 from agents.llm.provider import ProviderError
 from experiments.command_line import CONFIG_FOLDER, explain
 from experiments.identity import RunIdentity
 from experiments.pipeline import run_job
 from experiments.rule_analyst import RuleAnalyst
+from pruning.fine_tuning import fine_tune
 from tests.agents.llm.loopback import LoopbackServer, analyst_responder
 
 ROOT = CONFIG_FOLDER.parent
@@ -110,6 +113,66 @@ def test_a_run_whose_server_fails_goes_on_and_its_replay_is_identical(train, tmp
     assert len(server.received) == len(exchanges) - 3  # two were kept, one had failed
     replayed = train(tmp_path / "replay", "llm=replay", f"llm.path={folder}", "llm.strict=true")
     for name in ("plan.json", "llm_proposals.jsonl"):
+        assert (replayed / name).read_text() == (folder / name).read_text()
+
+
+class ChoosingAnalyst(RuleAnalyst):
+    """The rule, which ranks every other plan by l2 and asks for another fine-tuning each time."""
+
+    def complete(self, request):
+        reply = super().complete(request)
+        if request.role != "analysis":
+            return reply
+        number = json.loads(request.messages[1].content)["next_number"]
+        further = {
+            "importance": ("l2", "l1")[number % 2],
+            "fine_tune": {"epochs": 1, "learning_rate": 0.01 + 0.001 * number},
+        }
+        return replace(reply, text=json.dumps({**json.loads(reply.text), **further}))
+
+
+def test_an_importance_and_a_fine_tuning_that_were_proposed_reach_the_report(
+    train, tmp_path, monkeypatch
+):
+    recipes = []
+    monkeypatch.setattr(
+        experiments.final_report,
+        "fine_tune",
+        lambda *args, **options: recipes.append(options) or fine_tune(*args, **options),
+    )
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = LoopbackServer()
+    well = analyst_responder(ChoosingAnalyst())
+    server.respond = lambda path, sent: (
+        well(path, sent) if len(server.received) <= 4 else (500, {"error": {"message": "ill"}})
+    )
+    folder = tmp_path / "run"
+    choosing = (
+        "agent.importances=[l2]", "agent.proposes_fine_tune=true", "fine_tune=short",
+        "fine_tune.epochs=1",
+    )  # fmt: skip
+    client = ("llm=openai", f"llm.base_url={server.url}/v1", "llm.name=m", "llm.max_retries=0")
+    with pytest.raises(ProviderError, match="answered 500"):
+        train(folder, *client, *choosing)
+    before = len(lines(folder / "evaluations.jsonl")) - 1
+    assert before >= 1
+    server.respond = well
+    train(folder, *client, *choosing, f"resume={folder}")
+    server.close()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["replayed_evaluations"], summary["evaluations"]) == (before, 4)
+    proposals = lines(folder / "llm_proposals.jsonl")
+    best = max((p for p in proposals if p["status"] == "measured"), key=lambda p: p["score"])
+    plan = json.loads((folder / "plan.json").read_text())
+    assert {d["importance"] for d in plan["decisions"]} == {best["importance"]}
+    assert json.loads((folder / "fine_tune.json").read_text()) == best["fine_tune"]
+    rate = best["fine_tune"]["learning_rate"]
+    assert [(r["epochs"], r["learning_rate"]) for r in recipes] == [(1, rate)] * 2  # uniform too
+    page = html.unescape((folder / "report.html").read_text())
+    assert f"importance: {best['importance']}\nfine-tuning: epochs 1, learning_rate {rate}" in page
+    choosing = (*choosing, "llm=replay", f"llm.path={folder}", "llm.strict=true")
+    replayed = train(tmp_path / "replay", *choosing)
+    for name in ("plan.json", "llm_proposals.jsonl", "fine_tune.json"):
         assert (replayed / name).read_text() == (folder / name).read_text()
 
 

@@ -24,6 +24,7 @@ from experiments.run_folder import RunFolder
 from experiments.search_stage import search
 from experiments.settings import Settings
 from experiments.summary import Summary
+from pruning.growth import Growth
 
 ROOT = CONFIG_FOLDER.parent
 
@@ -39,7 +40,7 @@ class Killed(BaseException):
 def run_search(make_tiny_task, tmp_path):
     """Searches on the tiny network; returns the folder and how often something was measured."""
 
-    def run(name, *overrides, killed_at=None, torn=False):
+    def run(name, *overrides, killed_at=None, torn=False, growth=None):
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
             config = compose("train_agent", overrides=["budget.relative_macs=0.7", *overrides])
         plain = OmegaConf.to_container(config, resolve=True)
@@ -47,6 +48,7 @@ def run_search(make_tiny_task, tmp_path):
         folder = RunFolder(tmp_path / name)
         folder.path.mkdir(exist_ok=True)
         task = make_tiny_task(width=32)  # wide enough for many plans
+        task.evaluator.growth = growth
         measured = []
         metric = task.evaluator.metric
 
@@ -131,6 +133,27 @@ def test_a_killed_search_that_goes_on_equals_one_in_one_go(agent, run_search):
     for name, value in there.items():
         same = torch.equal(value, here[name]) if isinstance(value, torch.Tensor) else None
         assert value == here[name] if same is None else same, name
+
+
+def test_a_search_that_begins_with_fewer_images_goes_on_just_so(run_search):
+    overrides = (*AGENTS["cmaes"], "search.evaluations=9")
+    growth = Growth(first=0.5, whole_at=6, finalists=3)
+    whole, _, found = run_search("whole", *overrides, growth=growth)
+    samples = [record.num_samples for record in found.history if not record.cached]
+    assert samples == sorted(samples)
+    assert samples[0] < samples[-1] == found.best.num_samples
+    assert 6 < found.result.evaluations == found.history[-1].evaluations <= 9
+    run_search("parts", *overrides, growth=growth, killed_at=4)
+    run_search("parts", *overrides, growth=growth, killed_at=5)  # among the finalists
+    parts, _, resumed = run_search("parts", *overrides, growth=growth)
+    assert resumed.num_replayed == 7
+    assert without_seconds(parts) == without_seconds(whole)
+    assert parts.plan.read_text() == whole.plan.read_text()
+
+
+def test_finalists_leave_evaluations_to_the_search(run_search):
+    with pytest.raises(ValueError, match=r"finalists=5 leaves none of search\.evaluations=5"):
+        run_search("run", *AGENTS["random"], "search.evaluations=5", growth=Growth())
 
 
 def test_the_time_before_counts_towards_the_minutes(run_search):

@@ -31,6 +31,7 @@ from networks.digits import digits_resnet
 from patterns.library import PatternLibrary
 from pruning.evaluation import Evaluator, NonFiniteAccuracy, cross_entropy, top1_accuracy
 from pruning.evaluation_pool import EvaluationPool, WorkerFailed, pack, unpack
+from pruning.growth import Growth
 from pruning.plan import Decision
 from pruning.task import PruningTask
 
@@ -181,6 +182,21 @@ def test_the_same_seed_finds_the_same_with_and_without_a_pool(make_agent):
     assert found[0] == found[1]
 
 
+def test_a_pool_measures_on_as_many_images_as_the_search_has_come_to():
+    found = []
+    for workers in (0, 2):
+        task = make_task()
+        task.evaluator.growth = Growth(first=0.25, whole_at=9)
+        env = make_env(task)
+        pool = EvaluationPool(task.evaluator, workers) if workers else None
+        vec_env = PruningVecEnv(env, 4, pool)
+        run_search(RandomAgent(vec_env, seed=0), env, evaluations=10)
+        vec_env.close()
+        found.append(env.history)
+    assert found[0] == found[1]
+    assert [record.num_samples for record in found[1][:9]] == [6, 8, 10, 13, 15, 17, 20, 22, 24]
+
+
 def test_generations_and_random_plans_do_not_depend_on_the_number_of_environments():
     for kind in (functools.partial(CMAESAgent, population_size=6), RandomAgent):
         histories = []
@@ -208,7 +224,7 @@ def test_beyond_the_limit_nothing_is_measured(task, monkeypatch):
     asked = []
 
     class Pool:
-        def measure(self, candidates):
+        def measure(self, candidates, images=None):
             asked.append(len(candidates))
             return {each: env.task.evaluator.outcome(each) for each in candidates}
 

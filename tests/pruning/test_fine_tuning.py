@@ -8,7 +8,12 @@ from torch import nn
 from graphs.tracing import trace_network
 from networks.data import SampleSet
 from pruning.distillation import Distillation
-from pruning.fine_tuning import check_fine_tuning, fine_tune, with_learning_rate
+from pruning.fine_tuning import (
+    changed_recipe,
+    check_fine_tuning,
+    fine_tune,
+    with_learning_rate,
+)
 from pruning.keep_set import KeepSet
 from pruning.masks import slim_masks
 from pruning.slimming import Slimmer
@@ -41,6 +46,16 @@ def network():
 
 def accuracy(network, samples):
     return (network(samples.inputs).argmax(1) == samples.targets).double().mean().item()
+
+
+def test_a_recipe_is_changed_where_it_is_said_and_distillation_is_a_switch():
+    own = Distillation(temperature=2.0, weight=0.5)
+    assert changed_recipe(RECIPE, {"epochs": 3}) == {**RECIPE, "epochs": 3}
+    teaching = {**RECIPE, "distillation": own}
+    assert changed_recipe(teaching, {"distillation": True})["distillation"] == own
+    assert changed_recipe(RECIPE, {"distillation": True})["distillation"] == Distillation()
+    assert changed_recipe(teaching, {"distillation": False})["distillation"] is None
+    assert changed_recipe(teaching, {})["distillation"] == own
 
 
 def test_it_learns_and_leaves_the_network_in_eval_mode(network, samples):

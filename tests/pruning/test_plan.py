@@ -62,6 +62,13 @@ def test_a_plan_survives_json(graph):
     assert again.candidate(graph) == plan.candidate(graph)
 
 
+def test_a_decision_says_its_importance_only_where_it_names_one(graph):
+    named = plan_for(graph, decisions=(Decision("stem", ratio=0.25, importance="l2"),))
+    assert PruningPlan.from_json(named.to_json()) == named
+    assert '"importance": "l2"' in named.to_json()
+    assert "importance" not in plan_for(graph).to_json()  # as it was written before there was one
+
+
 def test_numbers_of_numpy_are_written_too(graph):
     plan = plan_for(graph, decisions=(Decision("stem", ratio=np.float32(0.25)),))
     assert PruningPlan.from_json(plan.to_json()).decisions == (Decision("stem", ratio=0.25),)

@@ -211,7 +211,7 @@ def test_settings_and_environments_that_cannot_be_are_refused(make_plan_env, scr
         LLMAgent(env, max_proposals=0)
     with pytest.raises(ValueError, match=r"max_calls=0: .* Change agent.max_calls"):
         LLMAgent(env, llm=scripted(), max_calls=0)
-    with pytest.raises(ValueError, match=r"no prompts 'v0'. Change agent.prompts to one of: v1"):
+    with pytest.raises(ValueError, match=r"no prompts 'v0'. Change .* to one of: v1, v2"):
         LLMAgent(env, llm=scripted(), prompts="v0")
     with pytest.raises(ValueError, match="Set budget=tolerance or budget=band"):
         LLMAgent(make_plan_env(budget=Project(0.5)), llm=scripted())

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from agents.llm.names import Refused
 from agents.llm.schema import (
     PatternProposal,
     RatioProposal,
@@ -14,7 +15,7 @@ from agents.llm.schema import (
     parse_answer,
     strict_schema,
 )
-from agents.llm.strategies import PatternStrategies, RatioStrategies, Refused
+from agents.llm.strategies import PatternStrategies, Plan, RatioStrategies
 from envs.actions import PatternAction
 
 
@@ -77,7 +78,7 @@ def test_a_shell_pattern_stands_for_its_groups_and_a_name_beats_it(strategies):
 
 
 def test_channels_are_given_back_from_an_earlier_plan(strategies):
-    earlier = {4: {"conv1": 0.5, "conv2": 0.5, "conv3": 0.5}}
+    earlier = {4: Plan({"conv1": 0.5, "conv2": 0.5, "conv3": 0.5}, ())}
     plan = strategies.plan(ratios(("conv1", 0.25), start_from=4, default_ratio=0.9), earlier)
     assert plan.values == {"conv1": 0.25, "conv2": 0.5, "conv3": 0.5}
 
@@ -96,7 +97,7 @@ def test_channels_are_given_back_from_an_earlier_plan(strategies):
     ],
 )
 def test_what_is_not_clear_is_refused(strategies, proposal, reason):
-    values = {"conv1": 0.5, "conv2": 0.5, "conv3": 0.5}
+    values = Plan({"conv1": 0.5, "conv2": 0.5, "conv3": 0.5}, ())
     with pytest.raises(Refused, match=reason):
         strategies.plan(proposal, {0: values, 3: values})
 
