@@ -32,6 +32,7 @@ class _Plan:
     """A measured plan within budget."""
 
     evaluations: int
+    images: int
     reward: float
     accuracy: float
     loss: float
@@ -132,12 +133,13 @@ class _Search:
         rank = RANKS[_kept_by(run)]
         rewards: list[tuple[int, float]] = []
         kept: list[tuple[int, float]] = []
-        best_reward, best = -np.inf, None
-        for plan in _measured(run):
-            if plan.reward > best_reward:
-                best_reward = plan.reward
+        paid: _Plan | None = None
+        best: _Plan | None = None
+        for plan in _measured(run):  # what was measured on more images counts more
+            if paid is None or (plan.images, plan.reward) > (paid.images, paid.reward):
+                paid = plan
                 rewards.append((plan.evaluations, plan.reward))
-            if best is None or rank(plan) > rank(best):
+            if best is None or (plan.images, *rank(plan)) > (best.images, *rank(best)):
                 best = plan
                 kept.append((plan.evaluations, plan.accuracy))
         # An episode that measures at every step may have found the kept plan before its end, and
@@ -146,7 +148,7 @@ class _Search:
         end, pruned = summary["evaluations"], summary["pruned"]["reward_accuracy"]
         if not kept or kept[-1][1] != pruned:
             kept.append((end, pruned))
-        if rewards and summary["best_reward"] > best_reward:
+        if paid is not None and summary["best_reward"] > paid.reward:
             rewards.append((end, summary["best_reward"]))
         return cls(run.label, reward_name(run), tuple(rewards), tuple(kept))
 
@@ -160,6 +162,7 @@ def _measured(run: ReportRun) -> list[_Plan]:
         return [
             _Plan(
                 int(row["evaluations"]),
+                int(row.get("num_samples") or 0),
                 float(row["score"]),
                 float(row["accuracy"]),
                 float(row["loss"]),

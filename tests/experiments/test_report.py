@@ -240,6 +240,17 @@ def test_a_reward_that_pays_for_macs_may_rise_while_the_accuracy_falls(tmp_path)
     assert "highest accuracy so far" in accuracy.note
 
 
+def test_what_was_measured_on_more_images_counts_more(tmp_path):
+    folder = write_run(tmp_path / "a", test=0.6)
+    rows = ["evaluations,score,accuracy,loss,macs,met,num_samples"]
+    rows += ["1,0.9,0.9,0.2,600,True,100", "3,0.7,0.6,0.5,500,True,400"]
+    (folder / "metrics.csv").write_text("\n".join(rows))
+    (run,) = find_runs(folder)
+    for curves in search_curves([run], {run.label: "s0"}):
+        first, last = heights(curves)
+        assert last > first
+
+
 def test_rewards_of_different_kinds_get_a_chart_each(sweep):
     runs = find_runs(sweep)
     charts = search_curves(runs, {"alpha 0.2": "s0", "alpha 0.8": "s1"})
