@@ -109,7 +109,8 @@ def _test(
 ) -> float:
     """Accuracy on the test split, computed as the final report does."""
     from experiments.building import locate
-    from pruning.evaluation import outputs_and_targets, top1_accuracy
+    from pruning.evaluation import top1_accuracy
+    from pruning.outputs import outputs_and_targets
 
     outputs, targets = outputs_and_targets(
         network, test, evaluation["batch_size"], channels_last=evaluation["channels_last"]

@@ -20,6 +20,7 @@ from networks.data import SampleSet
 from networks.fingerprints import describe_setting, hash_code, hash_tensor
 from pruning.evaluation import Evaluation
 from pruning.journal import digest
+from pruning.outputs import device_of
 from pruning.plan import Candidate
 from pruning.task import PruningTask
 
@@ -115,7 +116,7 @@ class Measurements:
 
     def _key(self, network: nn.Module, candidate: Candidate) -> str:
         hashed = self._common.copy()
-        hashed.update(f"{network!r} {digest(candidate)} {_device(network)}".encode())
+        hashed.update(f"{network!r} {digest(candidate)} {device_of(network).type}".encode())
         hash_code(hashed, network)
         tensors = {**dict(network.named_buffers()), **network.state_dict()}
         for name, value in tensors.items():  # buffers that are not saved count too
@@ -136,7 +137,3 @@ class Measurements:
         hash_tensor(hashed, "inputs", samples.inputs)
         hash_tensor(hashed, "targets", samples.targets)
         return hashed
-
-
-def _device(network: nn.Module) -> str:
-    return next((parameter.device.type for parameter in network.parameters()), "cpu")
