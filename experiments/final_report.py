@@ -125,6 +125,7 @@ class FinalReport:
         *,
         progress: StepProgress | None = None,
         checkpoint: Path | None = None,
+        fine_tunes: bool = True,
     ) -> FinalNetwork:
         """A pruned network: tested as the search measured it, then fine-tuned and tested again.
 
@@ -132,6 +133,7 @@ class FinalReport:
             candidate: what is kept.
             progress: called after every step of the fine-tuning.
             checkpoint: file that an interrupted fine-tuning goes on from; it stays.
+            fine_tunes: whether it is fine-tuned where the recipe has epochs.
 
         Raises:
             ValueError: its accuracy is not finite, or the fine-tuning diverges.
@@ -156,7 +158,7 @@ class FinalReport:
             latency_onnxruntime_ms=self._latency_onnxruntime(network),
         )
         self._check_macs(network, report.macs)
-        if int(self.options.fine_tune["epochs"]) > 0:
+        if fine_tunes and int(self.options.fine_tune["epochs"]) > 0:
             network = self._rewound(candidate.keep) or network
             fine_tune(
                 network,

@@ -60,6 +60,7 @@ def write_report(
         uniform_candidate,
         progress=_progress("fine-tuning uniform", settings),
         checkpoint=run.fine_tuning("uniform"),
+        fine_tunes=settings.fine_tune_uniform,
     )
     builder = {key: value for key, value in plain["network"].items() if key != "checkpoint"}
     save_pruned(

@@ -27,6 +27,7 @@ class Settings:
         show_progress: whether progress bars are drawn.
         cache_dir: folder of the networks that were trained here once.
         measurements_dir: folder of what was measured on the test split; None keeps none.
+        fine_tune_uniform: whether the uniform network of the report is fine-tuned as well.
         export: endings of the files that the pruned network is also written as, of ENDINGS.
         evaluations: measured candidates after which the search ends.
         minutes: wall time after which it ends, or None.
@@ -50,6 +51,7 @@ class Settings:
     show_progress: bool
     cache_dir: Path
     measurements_dir: Path | None
+    fine_tune_uniform: bool
     export: tuple[str, ...]
     evaluations: int
     minutes: float | None
@@ -88,6 +90,7 @@ class Settings:
             show_progress=show_progress,
             cache_dir=Path(cache_dir).expanduser(),
             measurements_dir=_folder_or_none("measurements_dir", config["measurements_dir"]),
+            fine_tune_uniform=_flag("fine_tune_uniform", config["fine_tune_uniform"]),
             export=_formats("export", config["export"]),
             evaluations=_whole("search.evaluations", search["evaluations"], lowest=1),
             minutes=_positive("search.minutes", search["minutes"]),
@@ -140,6 +143,12 @@ def _folder_or_none(key: str, value: Any) -> Path | None:
     if value is not None and (not isinstance(value, str) or not value):
         raise ValueError(f"{key} must be null or a folder, got {value!r}.")
     return None if value is None else Path(value).expanduser()
+
+
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} must be true or false, got {value!r}.")
+    return value
 
 
 def _switch(key: str, value: Any) -> bool | None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +77,7 @@ def train(
     loss: Loss | None = None,
     extra_loss: ExtraLoss | None = None,
     precision: str | None = None,
+    channels_last: bool = False,
     stop_after: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> None:
@@ -105,6 +107,8 @@ def train(
         precision: "bfloat16" computes the forward pass in it where torch holds it safe
             (torch.autocast), on a CPU too; weights and their updates stay float32. None for float32
             throughout.
+        channels_last: lay 4-d inputs out channels last, in which convolutions on a CPU run faster;
+            the sums are rounded differently, so the weights are not the same to the bit.
         stop_after: epochs after which it ends, at least 0, as if it had been killed then: the
             schedule is that of all `epochs`. None for all.
         checkpoint: .safetensors file that gets the state after every epoch (of very short ones,
@@ -146,12 +150,14 @@ def train(
     order = torch.Generator().manual_seed(seed)
     kept = None
     if checkpoint is not None:
-        settings = {
+        settings: dict[str, Any] = {
             "recipe": [epochs, learning_rate, momentum, weight_decay, batch_size, seed],
             "options": [nesterov, label_smoothing],
             "inputs": list(samples.inputs.shape),
             "precision": precision,
         }
+        if channels_last:
+            settings["channels_last"] = True
         kept = EpochCheckpoint(
             Path(checkpoint), network, optimizer, order, samples.targets, settings
         )
@@ -168,6 +174,8 @@ def train(
             batches = samples.batches(batch_size, generator=order, augment=augment)
             for _, (inputs, targets) in zip(range(steps_per_epoch), batches, strict=False):
                 inputs, targets = inputs.to(device), targets.to(device)
+                if channels_last and inputs.dim() == 4:
+                    inputs = inputs.contiguous(memory_format=torch.channels_last)
                 with torch.autocast(device.type, computed_in, enabled=precision is not None):
                     output = network(inputs)
                     extra = None if extra_loss is None else extra_loss(inputs, output)

@@ -37,6 +37,7 @@ def fine_tune(
     teacher: nn.Module | None = None,
     l1_penalty: float | None = None,
     precision: str | None = None,
+    channels_last: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> None:
     """Train a pruned network in place by `networks.training`: SGD and a cosine schedule.
@@ -67,6 +68,7 @@ def fine_tune(
             more (convolutions and linear layers, neither biases nor batch norms), 0 or more; None
             for none. `weight_decay` is the L2 penalty.
         precision: "bfloat16" or None; see `networks.training.train`.
+        channels_last: layout of 4-d inputs; see `networks.training.train`.
         checkpoint: .safetensors file that gets the state after every epoch, and that an interrupted
             fine-tuning goes on from; see `networks.training.train`.
 
@@ -99,6 +101,7 @@ def fine_tune(
         loss=_share_of_labels(loss, label_smoothing, distillation),
         extra_loss=_extra_loss(network, distillation, teacher, l1_penalty),
         precision=precision,
+        channels_last=channels_last,
         checkpoint=checkpoint,
     )
 

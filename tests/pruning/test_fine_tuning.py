@@ -286,6 +286,24 @@ def test_bfloat16_learns_too_and_rounds(network, samples):
     assert not torch.equal(network[0].weight, twin[0].weight)
 
 
+def test_channels_last_changes_the_rounding_only():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(200, 2))
+    images = SampleSet(torch.randn(32, 3, 5, 5), torch.arange(32) % 2)
+    twin = copy.deepcopy(network)
+    layouts = []
+    network[0].register_forward_pre_hook(
+        lambda _, inputs: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    fine_tune(network, images, **{**RECIPE, "epochs": 2}, channels_last=True)
+    fine_tune(twin, images, **{**RECIPE, "epochs": 2})
+    assert layouts
+    assert all(layouts)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, twin.state_dict()[name], rtol=1e-3, atol=1e-5)
+        assert value.is_contiguous()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
