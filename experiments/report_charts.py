@@ -156,11 +156,13 @@ class Pareto:
         chart: the chart.
         hypervolume: share of the unit square (MACs removed, accuracy) that is dominated, in [0, 1].
         points: points on the front, as (relative MACs, accuracy), fewest MACs first.
+        has_uniform: whether the uniform networks of the runs are in the chart.
     """
 
     chart: Chart
     hypervolume: float
     points: tuple[tuple[float, float], ...]
+    has_uniform: bool
 
 
 def pareto(runs: Sequence[ReportRun]) -> Pareto:
@@ -187,7 +189,14 @@ def pareto(runs: Sequence[ReportRun]) -> Pareto:
         marks.append((macs, accuracy, styles[run.label], text, "star" if is_single else "dot"))
     candidates = [(macs, accuracy) for macs, accuracy, *_ in marks]
     points = front(candidates)
-    uniforms = sorted({_point(run.summary["uniform"], run.summary["base"], metric) for run in runs})
+    # A comparison has a row of its own for uniform, and may not fine-tune that of every run.
+    uniforms = sorted(
+        {
+            _point(run.summary["uniform"], run.summary["base"], metric)
+            for run in runs
+            if run.summary["uniform"][metric] is not None
+        }
+    )
     yardsticks = [(m, a, "uniform", f"uniform: {percent(a, 2)}", "diamond") for m, a in uniforms]
     base = runs[0].summary["base"][metric.removesuffix("_finetuned")]
     yardsticks.append((1.0, base, "base", f"unpruned: {percent(base, 2)}", "square"))
@@ -203,7 +212,7 @@ def pareto(runs: Sequence[ReportRun]) -> Pareto:
         lines=(Line(_front_path(points, x, y), "front"),),
         marks=tuple(Mark(x(m), y(a), style, text, shape) for m, a, style, text, shape in marks),
     )
-    return Pareto(chart, hypervolume(candidates), points)
+    return Pareto(chart, hypervolume(candidates), points, has_uniform=bool(uniforms))
 
 
 METRIC_NAMES = {

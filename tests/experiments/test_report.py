@@ -172,8 +172,8 @@ def test_a_comparison_gives_its_own_labels(tmp_path):
     (run.folder / ".hydra" / "overrides.yaml").unlink()
     (run,) = find_runs(tmp_path / "c")
     assert run.overrides == (
-        "logger=csv", "search.keep=accuracy", "budget.relative_macs=0.5", "agent=amc", "env=amc",
-        "seed=0",
+        "logger=csv", "fine_tune_uniform=false", "search.keep=accuracy",
+        "budget.relative_macs=0.5", "agent=amc", "env=amc", "seed=0",
     )  # fmt: skip
 
 
@@ -214,6 +214,19 @@ def test_the_curve_and_the_front_of_one_run(tmp_path):
     found = pareto([run])
     np.testing.assert_allclose(found.points, [(0.5, 0.8)])
     assert found.hypervolume == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("runs", ["", "0_ppo"])
+def test_a_uniform_network_that_was_not_fine_tuned_is_left_out(sweep, runs, tmp_path):
+    for file in sweep.glob("*/summary.json"):
+        summary = json.loads(file.read_text())
+        summary["uniform"]["test_accuracy_finetuned"] = None
+        file.write_text(json.dumps(summary))
+    assert main([str(sweep / runs), "--picture", str(tmp_path / "picture.png")]) == 0
+    text = (sweep / runs / "report.html").read_text()
+    assert "fine-tuned alike" not in text
+    assert ("uniform, equal MACs" in text) == bool(runs)  # one run is about the reward split
+    assert not re.search(r"\bnan\b|Undefined|None", text)
 
 
 def heights(curves, style="s0"):

@@ -18,6 +18,7 @@ GOOD = {
     "num_threads": 2,
     "cache_dir": "cache",
     "measurements_dir": "shared",
+    "fine_tune_uniform": False,
     "export": ["onnx", "pt2"],
     "search": {
         "evaluations": 5,
@@ -82,6 +83,7 @@ def test_settings_are_read():
     assert settings.latency_onnxruntime is None
     assert settings.round_to == 8
     assert settings.measurements_dir == Path("shared")
+    assert not settings.fine_tune_uniform
     assert settings.keep == "loss"
     assert settings.export == ("onnx", "pt2")
     assert (settings.frozen, settings.attention) == (("conv1", "layer1.*"), "head_dims")
@@ -112,6 +114,7 @@ def test_settings_are_read():
         ),
         ({"cache_dir": None}, r"cache_dir must be a folder, got None"),
         ({"measurements_dir": ""}, r"measurements_dir must be null or a folder, got ''"),
+        ({"fine_tune_uniform": "no"}, r"fine_tune_uniform must be true or false, got 'no'"),
         ({"export": "tflite"}, r"export must be null, one of onnx, pt2, or a list of them"),
         (
             {"search": {**GOOD["search"], "evaluations": 0}},
