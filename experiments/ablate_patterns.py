@@ -13,7 +13,6 @@ the MACs of dense hardware as they are; the table has both.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.command_line import CONFIG_FOLDER, closest, guard_job, run_hydra_command
+from experiments.study_overrides import as_override
 
 if TYPE_CHECKING:
     from experiments.comparison_rows import Row
@@ -60,7 +60,7 @@ def library_rows(compare: Mapping[str, Any]) -> tuple[Row, ...]:
             if part == specs and largest in rows:
                 continue  # it is there already
             label = f"{largest} {size} of {len(specs)}"
-            rows[label] = (f"patterns={largest}", f"patterns.specs={_as_override(part)}")
+            rows[label] = (f"patterns={largest}", f"patterns.specs={as_override(part)}")
     agents = read_rows(compare["agents"], compare["policies"])
     labels = [
         {label if len(agents) == 1 else f"{agent.label} {label}": [*agent.overrides, *overrides]}
@@ -107,15 +107,6 @@ def _specs(name: str) -> list[Mapping[str, Any]]:
         OmegaConf.load(CONFIG_FOLDER / "patterns" / f"{name}.yaml")
     )
     return list(config["specs"])
-
-
-def _as_override(value: Any) -> str:
-    """A value in the grammar of Hydra's overrides, where texts are quoted and keys are not."""
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_as_override(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_as_override, value)) + "]"
-    return json.dumps(value)
 
 
 if __name__ == "__main__":

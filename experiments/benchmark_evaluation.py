@@ -54,9 +54,10 @@ from experiments.run_folder import write_text
 from experiments.search_stage import build_parts
 from experiments.stopwatch import Taken, timed
 from networks.data import SearchSplits
-from pruning.evaluation import Evaluation, Evaluator, forward
+from pruning.evaluation import Evaluation, Evaluator
 from pruning.folding import channels_last_weights, folded
 from pruning.keep_set import KeepSet
+from pruning.outputs import forward
 from pruning.plan import Candidate
 from pruning.recalibration import balanced_split, evaluation_mode, normalised_tensors
 from pruning.task import PruningTask

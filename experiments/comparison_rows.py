@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.command_line import CONFIG_FOLDER, closest, explain
 from experiments.identity import RunIdentity
+from experiments.study_overrides import last_of_each, override_key, study_overrides
 
 SHARED = (
     "network", "data", "pretrain", "fine_tune", "importance", "reconstruction", "evaluation",
@@ -59,6 +60,7 @@ class Job:
         folder: the run folder.
         config: the composed config, as YAML with its interpolations.
         identity: how the run is called.
+        overrides: of train_agent.py, that give the same run.
     """
 
     row: Row
@@ -67,6 +69,7 @@ class Job:
     folder: Path
     config: str
     identity: RunIdentity
+    overrides: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -173,13 +176,15 @@ def _make_job(
     row: Row, common: Sequence[str], fixed: Sequence[str], folder: Path, config_name: str
 ) -> Job:
     for reserved in ("seed", "budget.relative_macs", "search.evaluations", "compare"):
-        if any(_key(override) == reserved for override in row.overrides):
+        if any(override_key(override) == reserved for override in row.overrides):
             raise ValueError(
                 f"Row {row.label!r} overrides {reserved}, which is the same for all rows: "
                 "set it outside compare.agents."
             )
-    own = {_key(override) for override in row.overrides}
-    overrides = [text for text in (*common, *fixed) if _key(text) not in own] + list(row.overrides)
+    own = {override_key(override) for override in row.overrides}
+    overrides = [text for text in (*common, *fixed) if override_key(text) not in own] + list(
+        row.overrides
+    )
     try:
         composed = compose(config_name, overrides=overrides, return_hydra_config=True)
     except Exception as error:
@@ -190,7 +195,7 @@ def _make_job(
     choices = composed.hydra.runtime.choices
     names = {}
     for section in ("network", "data", "agent", "env"):
-        is_own = any(_key(text) == f"{section}._target_" for text in overrides)
+        is_own = any(override_key(text) == f"{section}._target_" for text in overrides)
         names[section] = str(composed[section]["_target_"] if is_own else choices[section])
     config = OmegaConf.masked_copy(
         composed, [str(key) for key in composed if key not in ("hydra", "compare")]
@@ -213,6 +218,7 @@ def _make_job(
         identity=RunIdentity(
             **names, overrides=tuple(overrides), sweep=f"{config_name}_{folder.name}"
         ),
+        overrides=last_of_each([*study_overrides(config_name), *overrides]),
     )
 
 
@@ -292,10 +298,6 @@ def _flat(value: Any, prefix: str, seed: int | None = None) -> list[tuple[str, A
     if seed is not None and prefix.endswith(".seed") and prefix.startswith("fine_tune"):
         value = "the seed of the run" if value == seed else value
     return [(prefix, value)]
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
 def _seeds(seeds: Any) -> list[int]:

@@ -19,6 +19,7 @@ from typing import Any
 from experiments.command_line import explain
 from experiments.comparison_rows import Job, differences
 from experiments.run_folder import RunFolder
+from experiments.study_overrides import write_overrides
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,8 @@ def _run_here(job: Job) -> Failure | None:
     from experiments.pipeline import run_job
 
     file = job.folder / LOG_FILE
+    if job.overrides:
+        write_overrides(job.folder, job.overrides)
     with _printing_to(file):
         try:
             run_job(job.open_config(), job.folder, job.identity)

@@ -109,7 +109,8 @@ def _test(
 ) -> float:
     """Accuracy on the test split, computed as the final report does."""
     from experiments.building import locate
-    from pruning.evaluation import outputs_and_targets, top1_accuracy
+    from pruning.evaluation import top1_accuracy
+    from pruning.outputs import outputs_and_targets
 
     outputs, targets = outputs_and_targets(
         network, test, evaluation["batch_size"], channels_last=evaluation["channels_last"]
@@ -128,13 +129,22 @@ def _parser() -> argparse.ArgumentParser:
         description="Test the pruned network of a run in a new process.",
     )
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a finished run")
+    add_own_functions(parser)
+    parser.add_argument(
+        "--metric",
+        metavar="MODULE.FUNCTION",
+        help="function of (outputs, targets), when the run had its own",
+    )
+    return parser
+
+
+def add_own_functions(parser: argparse.ArgumentParser) -> None:
+    """Let the user name what builds network and data of a run; no file may."""
     for name, what in (
         ("network", "builds the unpruned network, when it is not one of Topiary's"),
         ("data", "builds the splits, when they are not Topiary's"),
-        ("metric", "function of (outputs, targets), when the run had its own"),
     ):
         parser.add_argument(f"--{name}", metavar="MODULE.FUNCTION", help=what)
-    return parser
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.command_line import run_command
+from experiments.evaluate_pruned import add_own_functions, build_run_data, load_run_network
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,7 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imported here: --help is instant without torch.
     import torch
 
-    from experiments.evaluate_pruned import build_run_data, load_run_network
     from experiments.run_folder import RunFolder
 
     run = RunFolder(options.run)
@@ -141,11 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         default="all",
         help="onnx: for onnxruntime and others; pt2: for torch.export.load; default: all",
     )
-    for name, what in (
-        ("network", "builds the unpruned network, when it is not one of Topiary's"),
-        ("data", "builds the splits, when they are not Topiary's"),
-    ):
-        parser.add_argument(f"--{name}", metavar="MODULE.FUNCTION", help=what)
+    add_own_functions(parser)
     return parser
 
 

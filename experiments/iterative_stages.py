@@ -19,6 +19,7 @@ from experiments.comparison_rows import Job, Row
 from experiments.comparison_runs import is_finished, run_jobs
 from experiments.identity import RunIdentity
 from experiments.progress import shows_progress
+from experiments.report_stages import RESULT, write_stages_page
 from experiments.rewinding import rewound_network
 from experiments.run_folder import RunFolder, write_json, write_text
 from experiments.settings import Settings
@@ -89,7 +90,8 @@ def run_stages(
 ) -> dict[str, Any]:
     """Run the stages that are missing and compose all of them.
 
-    Leaves a folder per stage, and `plan.json`, `pruned.safetensors` and `iterative.json`.
+    Leaves a folder per stage, and `plan.json`, `pruned.safetensors`, `iterative.json` and
+    `report.html`.
 
     Args:
         config: config of the main job; every stage has it, but for network and budget.
@@ -107,7 +109,8 @@ def run_stages(
     for section in ("network", "data"):
         plain[section] = own_options(section, plain[section], identity.overrides)
         OmegaConf.update(config, section, plain[section], merge=False, force_add=True)
-    identity = replace(identity, overrides=_without_targets(identity.overrides))
+    given = identity.overrides
+    identity = replace(identity, overrides=_without_targets(given))
     _check_channels_only(config, plain)
     settings = Settings.from_config(plain, show_progress=shows_progress(plain["progress_bar"]))
     torch.set_num_threads(settings.num_threads)
@@ -148,10 +151,12 @@ def run_stages(
         "agent": identity.agent,
         "env": identity.env,
         "fine_tune_epochs": plain["fine_tune"]["epochs"],
+        "overrides": list(given),
         "base": {key: first["base"][key] for key in ("test_accuracy", "macs", "params")},
         "stages": rows,
     }
-    write_json(folder / "iterative.json", result)
+    write_json(folder / RESULT, result)
+    write_stages_page(folder, folder / "report.html")
     return result
 
 
@@ -190,7 +195,7 @@ def print_stages(result: Mapping[str, Any], folder: Path) -> None:
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     console.print(
         f"All stages as one: {shown}/pruned.safetensors and plan.json; each stage: "
-        f"{shown}/stage_N/report.html",
+        f"{shown}/stage_N/report.html; page: {shown}/report.html",
         soft_wrap=True,
         highlight=False,
     )

@@ -20,6 +20,7 @@ from networks.data import SampleSet
 from networks.fingerprints import describe_setting, hash_code, hash_tensor
 from pruning.evaluation import Evaluation
 from pruning.journal import digest
+from pruning.outputs import device_of
 from pruning.plan import Candidate
 from pruning.task import PruningTask
 
@@ -68,18 +69,24 @@ class Measurements:
             NonFiniteAccuracy: accuracy or loss is NaN or infinite.
         """
         if self._folder is None:
-            return self._task.evaluator.measure(network, self._samples)
+            return self._measured(network)
         file = self._folder / f"{self._key(network, candidate)}.json"
         known = self._read(file)
         if known is not None:
             return known
-        measured = self._task.evaluator.measure(network, self._samples)
+        measured = self._measured(network)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_json(file, asdict(measured))
         except OSError as error:
             log.warning("A measurement was not kept in %s: %s", self._folder, error)
         return measured
+
+    def _measured(self, network: nn.Module) -> Evaluation:
+        evaluator = self._task.evaluator
+        return evaluator.measure(
+            network, self._samples, channels_last=evaluator.wants_channels_last
+        )
 
     def _read(self, file: Path) -> Evaluation | None:
         """What a file holds; None where there is none, or one that no run has written."""
@@ -109,7 +116,7 @@ class Measurements:
 
     def _key(self, network: nn.Module, candidate: Candidate) -> str:
         hashed = self._common.copy()
-        hashed.update(f"{network!r} {digest(candidate)} {_device(network)}".encode())
+        hashed.update(f"{network!r} {digest(candidate)} {device_of(network).type}".encode())
         hash_code(hashed, network)
         tensors = {**dict(network.named_buffers()), **network.state_dict()}
         for name, value in tensors.items():  # buffers that are not saved count too
@@ -130,7 +137,3 @@ class Measurements:
         hash_tensor(hashed, "inputs", samples.inputs)
         hash_tensor(hashed, "targets", samples.targets)
         return hashed
-
-
-def _device(network: nn.Module) -> str:
-    return next((parameter.device.type for parameter in network.parameters()), "cpu")

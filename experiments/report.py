@@ -1,12 +1,12 @@
 """One page about a run, a sweep or a comparison: python -m experiments.report RUN_OR_SWEEP_DIR.
 
-The page is one file without scripts and without anything from elsewhere.
+The stages of `experiments.iterative` have one page, too. A page is one file without scripts and
+without anything from elsewhere.
 """
 
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,18 @@ from experiments.comparison_results import RIVALS, Comparison, statistics
 from experiments.comparison_table import estimate_cell
 from experiments.report_charts import (
     fine_tuning,
-    learning_curves,
     pareto,
-    percent,
     shown_metric,
     style_of,
 )
+from experiments.report_commands import evaluation_command, search_command
+from experiments.report_curves import search_curves
 from experiments.report_reasoning import read_reasoning
+from experiments.report_rendering import render, shown
 from experiments.report_runs import ReportRun, as_comparison, find_runs
+from experiments.report_stages import holds_stages, write_stages_page
 from experiments.report_structure import read_structure
-from experiments.run_folder import write_text
 from experiments.sweep_results import draw_tradeoff, spread_lines, write_csv
-
-TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,10 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: of the command line; those of the process by default.
+
+    Raises:
+        ValueError: there is no finished run, or the runs are of several networks.
     """
     parser = argparse.ArgumentParser(
         prog="python -m experiments.report",
-        description="Write report.html: one page about a run, a multirun sweep or a comparison.",
+        description="Write report.html: one page about a run, a multirun sweep, a comparison, or "
+        "the stages of experiments.iterative.",
     )
     parser.add_argument("folder", type=Path, metavar="RUN_OR_SWEEP_DIR")
     parser.add_argument("--output", type=Path, metavar="FILE", help="instead of report.html there")
@@ -52,6 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     path = options.output or options.folder / "report.html"
+    if holds_stages(options.folder):
+        if options.csv is not None or options.picture is not None:
+            raise ValueError(
+                f"{options.folder} holds the stages of one pruning, which are of several networks; "
+                "--csv and --picture are for runs of one. Leave them out."
+            )
+        write_stages_page(options.folder, path)
+        print(path)
+        return 0
     runs = find_runs(options.folder)
     write_page(runs, path)
     print(path)
@@ -81,22 +93,14 @@ def write_page(runs: Sequence[ReportRun], path: Path) -> None:
             f"The runs are of several networks ({names}); a page is about one. Give the folder of "
             "the runs of one of them."
         )
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["percent"] = percent
-    write_text(path, environment.get_template("report.html.jinja").render(page(runs, path)))
+    render("report.html.jinja", page(runs), path)
 
 
-def page(runs: Sequence[ReportRun], path: Path) -> dict[str, Any]:
+def page(runs: Sequence[ReportRun]) -> dict[str, Any]:
     """All that the template shows.
 
     Args:
         runs: finished runs of one network.
-        path: where the page will lie; commands name the runs relative to the working folder.
     """
     comparison = as_comparison(runs)
     labels = comparison.labels
@@ -110,7 +114,7 @@ def page(runs: Sequence[ReportRun], path: Path) -> dict[str, Any]:
         )
         for label in labels
     }
-    first = runs[0].summary
+    first, styles = runs[0].summary, style_of(labels)
     rivals = [rival for rival in RIVALS if len(labels) > 1 and rival in labels]
     return {
         "title": f"{first['network']} on {first['data']}",
@@ -120,7 +124,7 @@ def page(runs: Sequence[ReportRun], path: Path) -> dict[str, Any]:
         "metric_name": metric_name,
         "seconds": sum(run.summary["search_seconds"] for run in runs),
         "evaluations": sum(run.summary["evaluations"] for run in runs),
-        "styles": style_of(labels),
+        "styles": styles,
         "tables": [
             {
                 "budget": budget,
@@ -129,7 +133,10 @@ def page(runs: Sequence[ReportRun], path: Path) -> dict[str, Any]:
             }
             for budget in comparison.budgets
         ],
-        "curves": [(budget, learning_curves(comparison, budget)) for budget in comparison.budgets],
+        "curves": [
+            (budget, search_curves([run for run in runs if run.result.budget == budget], styles))
+            for budget in comparison.budgets
+        ],
         "tuned": [
             (budget, chart)
             for budget in comparison.budgets
@@ -140,6 +147,7 @@ def page(runs: Sequence[ReportRun], path: Path) -> dict[str, Any]:
         "reasoning": read_reasoning(runs),
         "runs": [{"run": run, **_replay(run)} for run in runs],
         "is_single": len(runs) == 1,
+        "kept_by": "" if len(runs) == 1 else " in the plan of the best seed on the reward split",
     }
 
 
@@ -196,22 +204,13 @@ def _cell(row: Mapping[str, Any] | None, metric: str) -> tuple[str, str]:
     return value, interval
 
 
-def _replay(run: ReportRun) -> dict[str, Any]:
-    """Commands that repeat a run and test its network again."""
-    here = run.folder.resolve()
-    shown = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else run.folder
-    folder = shlex.quote(str(shown))
-    targets = [
-        f" --{section} {run.config[section]['_target_']}"
-        for section in ("network", "data")
-        if not str(run.config[section]["_target_"]).startswith("networks.")
-    ]
-    again = " ".join(shlex.quote(text) for text in run.overrides)
+def _replay(run: ReportRun) -> dict[str, str]:
+    """Commands that repeat a run and test its network again, and where its plan lies."""
     return {
-        "test": f"python -m experiments.evaluate_pruned {folder}{''.join(targets)}",
-        "again": f"python train_agent.py {again}" if run.overrides else "",
-        "plan": repr(f"{shown}/plan.json"),
-        "graph": repr(f"{shown}/graph.json"),
+        "test": evaluation_command(run),
+        "again": search_command(run),
+        "plan": repr(f"{shown(run.folder)}/plan.json"),
+        "graph": repr(f"{shown(run.folder)}/graph.json"),
     }
 
 

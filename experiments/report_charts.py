@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.comparison_results import Comparison, curve_on_grid
+from experiments.comparison_results import Comparison
 from experiments.report_runs import ReportRun
 from experiments.run_folder import RunFolder
 
@@ -122,6 +122,18 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 
+def y_scale(values: np.ndarray) -> Scale:
+    """A vertical scale with some room around the values."""
+    low, high = float(values.min()), float(values.max())
+    margin = max(0.08 * (high - low), 0.005)
+    return Scale(low - margin, high + margin, HEIGHT - BOTTOM, TOP)
+
+
+def percent_ticks(scale: Scale) -> tuple[Tick, ...]:
+    """Round fractions as percentages."""
+    return tuple(Tick(scale(v), _percent_text(v)) for v in nice_ticks(scale.low, scale.high))
+
+
 def style_of(labels: Sequence[str]) -> dict[str, str]:
     """Style class of each label; the yardsticks always look the same."""
     learners = [label for label in labels if label not in ("uniform", "random")]
@@ -136,47 +148,6 @@ def percent(value: float, digits: int = 0) -> str:
     return f"{100 * value:.{digits}f} %"
 
 
-def learning_curves(comparison: Comparison, budget: float) -> Chart:
-    """Best reward-split accuracy so far: mean over seeds, and the range of the seeds."""
-    grid = np.arange(1, max(run.evaluations for run in comparison.runs) + 1)
-    curves = {}
-    for label in comparison.labels:
-        seeds = [run.seed for run in comparison.runs if (run.label, run.budget) == (label, budget)]
-        if seeds:
-            curves[label] = np.array(
-                [_one_curve(comparison, label, budget, s, grid) for s in seeds]
-            )
-    late = np.concatenate([values[:, len(grid) // 10 :].ravel() for values in curves.values()])
-    y = _y_scale(late[np.isfinite(late)])
-    x = Scale(0, float(len(grid)), LEFT, WIDTH - RIGHT)
-    styles, areas, lines = style_of(comparison.labels), [], []
-    for label, values in curves.items():
-        known = np.isfinite(values).all(axis=0)
-        at = grid[known]
-        if len(at) == 0:
-            continue
-        if len(values) > 1:
-            low, high = values[:, known].min(axis=0), values[:, known].max(axis=0)
-            areas.append(Line(_band(at, low, high, x, y), styles[label]))
-        lines.append(Line(_steps(at, values[:, known].mean(axis=0), x, y), styles[label]))
-    return Chart(
-        title="Best reward-split accuracy so far over evaluations",
-        x_label="evaluations",
-        y_label="best reward-split accuracy so far",
-        x_ticks=tuple(Tick(x(v), f"{v:g}") for v in nice_ticks(0, len(grid)) if v == int(v)),
-        y_ticks=_percent_ticks(y),
-        areas=tuple(areas),
-        lines=tuple(lines),
-    )
-
-
-def _one_curve(
-    comparison: Comparison, label: str, budget: float, seed: int, grid: np.ndarray
-) -> np.ndarray:
-    points = [p for p in comparison.curves if (p.label, p.budget, p.seed) == (label, budget, seed)]
-    return curve_on_grid(points, "accuracy", grid)
-
-
 @dataclass(frozen=True)
 class Pareto:
     """Accuracy against relative MACs.
@@ -185,11 +156,13 @@ class Pareto:
         chart: the chart.
         hypervolume: share of the unit square (MACs removed, accuracy) that is dominated, in [0, 1].
         points: points on the front, as (relative MACs, accuracy), fewest MACs first.
+        has_uniform: whether the uniform networks of the runs are in the chart.
     """
 
     chart: Chart
     hypervolume: float
     points: tuple[tuple[float, float], ...]
+    has_uniform: bool
 
 
 def pareto(runs: Sequence[ReportRun]) -> Pareto:
@@ -216,23 +189,30 @@ def pareto(runs: Sequence[ReportRun]) -> Pareto:
         marks.append((macs, accuracy, styles[run.label], text, "star" if is_single else "dot"))
     candidates = [(macs, accuracy) for macs, accuracy, *_ in marks]
     points = front(candidates)
-    uniforms = sorted({_point(run.summary["uniform"], run.summary["base"], metric) for run in runs})
+    # A comparison has a row of its own for uniform, and may not fine-tune that of every run.
+    uniforms = sorted(
+        {
+            _point(run.summary["uniform"], run.summary["base"], metric)
+            for run in runs
+            if run.summary["uniform"][metric] is not None
+        }
+    )
     yardsticks = [(m, a, "uniform", f"uniform: {percent(a, 2)}", "diamond") for m, a in uniforms]
     base = runs[0].summary["base"][metric.removesuffix("_finetuned")]
     yardsticks.append((1.0, base, "base", f"unpruned: {percent(base, 2)}", "square"))
     marks = [*yardsticks, *marks]  # the kept plans lie on top
     x = Scale(0, 1.02, LEFT, WIDTH - RIGHT)
-    y = _y_scale(np.array([accuracy for _, accuracy, *_ in marks]))
+    y = y_scale(np.array([accuracy for _, accuracy, *_ in marks]))
     chart = Chart(
         title="Accuracy over relative MACs, with the Pareto front",
         x_label="relative MACs (left / before)",
         y_label=METRIC_NAMES[metric],
         x_ticks=tuple(Tick(x(value), percent(value)) for value in nice_ticks(0, 1)),
-        y_ticks=_percent_ticks(y),
+        y_ticks=percent_ticks(y),
         lines=(Line(_front_path(points, x, y), "front"),),
         marks=tuple(Mark(x(m), y(a), style, text, shape) for m, a, style, text, shape in marks),
     )
-    return Pareto(chart, hypervolume(candidates), points)
+    return Pareto(chart, hypervolume(candidates), points, has_uniform=bool(uniforms))
 
 
 METRIC_NAMES = {
@@ -293,7 +273,7 @@ def fine_tuning(comparison: Comparison, budget: float) -> Chart | None:
     }
     base = comparison.about["base"]["test_accuracy"]
     every = np.concatenate([np.concatenate(pair) for pair in pairs.values()] + [np.array([base])])
-    span = _y_scale(every)
+    span = y_scale(every)
     x = Scale(span.low, span.high, left, WIDTH - RIGHT)
     styles, lines, marks, names = style_of(comparison.labels), [], [], []
     for index, (label, (before, after)) in enumerate(pairs.items()):
@@ -331,33 +311,8 @@ def _point(report: dict[str, Any], base: dict[str, Any], metric: str) -> tuple[f
     return report["macs"] / base["macs"], report[metric]
 
 
-def _y_scale(values: np.ndarray) -> Scale:
-    low, high = float(values.min()), float(values.max())
-    margin = max(0.08 * (high - low), 0.005)
-    return Scale(low - margin, high + margin, HEIGHT - BOTTOM, TOP)
-
-
-def _percent_ticks(scale: Scale) -> tuple[Tick, ...]:
-    return tuple(Tick(scale(v), _percent_text(v)) for v in nice_ticks(scale.low, scale.high))
-
-
 def _percent_text(value: float) -> str:
     return f"{100 * value:.6g} %"
-
-
-def _steps(at: np.ndarray, values: np.ndarray, x: Scale, y: Scale) -> str:
-    """A staircase; only its corners."""
-    path = f"M{x(at[0])},{y(values[0])}"
-    for index in np.flatnonzero(np.diff(values)) + 1:
-        path += f" H{x(at[index])} V{y(values[index])}"
-    return f"{path} H{x(at[-1])}"
-
-
-def _band(at: np.ndarray, low: np.ndarray, high: np.ndarray, x: Scale, y: Scale) -> str:
-    back = f"L{x(at[-1])},{y(low[-1])}"
-    for index in (np.flatnonzero(np.diff(low)) + 1)[::-1]:
-        back += f" H{x(at[index])} V{y(low[index - 1])}"
-    return f"{_steps(at, high, x, y)} {back} H{x(at[0])} Z"
 
 
 def _front_path(points: Sequence[tuple[float, float]], x: Scale, y: Scale) -> str:

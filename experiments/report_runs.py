@@ -11,13 +11,11 @@ from typing import Any
 from experiments.comparison_results import (
     METRICS,
     Comparison,
-    CurvePoint,
     RunResult,
-    ending_with,
-    read_curve,
 )
 from experiments.comparison_rows import BOOKKEEPING
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunFolder, flatten
+from experiments.study_overrides import last_of_each, overrides_file, study_overrides
 
 SEARCHED_BY = ("agent", "encoder")
 DECIDED_IN = ("env", "budget", "reward", "patterns", "encoder", "agent")
@@ -58,13 +56,6 @@ class ReportRun:
             **{metric: pruned.get(metric) for metric in METRICS},
         )
 
-    @property
-    def curve(self) -> list[CurvePoint]:
-        """Best so far within budget, where it improves."""
-        result = self.result
-        metrics = RunFolder(self.folder).metrics
-        return ending_with(read_curve(metrics, self.label, result.budget, result.seed), result)
-
 
 def find_runs(folder: Path) -> tuple[ReportRun, ...]:
     """The finished runs in a folder: itself, those of a sweep, or those of a comparison.
@@ -94,12 +85,11 @@ def open_run(folder: Path, summary: Mapping[str, Any]) -> ReportRun:
         folder: the run folder.
         summary: its summary, perhaps not written yet.
     """
-    overrides_file = folder / ".hydra" / "overrides.yaml"
     overrides: tuple[str, ...] = ()
-    if overrides_file.is_file():
+    if overrides_file(folder).is_file():
         from omegaconf import OmegaConf
 
-        overrides = tuple(str(text) for text in OmegaConf.load(overrides_file))
+        overrides = tuple(str(text) for text in OmegaConf.load(overrides_file(folder)))
     return ReportRun(
         folder=folder,
         label=f"{summary['agent']} ({summary['env']})",
@@ -119,8 +109,7 @@ def as_comparison(runs: Sequence[ReportRun]) -> Comparison:
         "base": first["base"],
         "rows": dict.fromkeys(run.label for run in runs),
     }
-    curves = [point for run in runs for point in run.curve]
-    return Comparison(about, tuple(run.result for run in runs), tuple(curves))
+    return Comparison(about, tuple(run.result for run in runs), ())
 
 
 def _below(folder: Path) -> list[Path]:
@@ -149,15 +138,19 @@ def _labelled_by_comparison(runs: Sequence[ReportRun], file: Path) -> tuple[Repo
         replace(
             run,
             label=rows[run.folder.resolve()],
-            overrides=(
-                *data["overrides"], *data["rows"][rows[run.folder.resolve()]],
-                f"seed={run.summary['seed']}",
-            ),
+            overrides=run.overrides or _as_far_as_known(data, rows[run.folder.resolve()], run),
         )
         for run in runs
         if run.folder.resolve() in rows
     ]  # fmt: skip
     return tuple(sorted(labelled, key=lambda run: (order.index(run.label), run.summary["seed"])))
+
+
+def _as_far_as_known(data: Mapping[str, Any], label: str, run: ReportRun) -> tuple[str, ...]:
+    """Overrides of a run that kept none; a comparison names no folder or file of a machine."""
+    given = [*data["overrides"], *data["rows"][label], f"seed={run.summary['seed']}"]
+    budget = f"budget.relative_macs={run.summary['budget']['relative_macs']}"
+    return last_of_each([*study_overrides("compare_policies"), budget, *given])
 
 
 def _labelled_by_difference(runs: Sequence[ReportRun]) -> tuple[ReportRun, ...]:
@@ -170,7 +163,7 @@ def _labelled_by_difference(runs: Sequence[ReportRun]) -> tuple[ReportRun, ...]:
     leaves = [
         {
             key: value
-            for key, value in flat(run.config).items()
+            for key, value in flatten(run.config, ".").items()
             if key.split(".")[0] not in skipped and not key.endswith("seed")
         }
         for run in runs
@@ -207,14 +200,3 @@ def _choices(runs: Sequence[ReportRun]) -> list[str] | None:
     if not keys or any(key not in of_run for of_run in asked for key in keys):
         return None
     return [" ".join(f"{key.split('.')[-1]} {of_run[key]}" for key in keys) for of_run in asked]
-
-
-def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves of a config with dotted keys."""
-    leaves: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            leaves |= flat(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves

@@ -69,13 +69,15 @@ class Structure:
     height: float
 
 
-def read_structure(folders: Mapping[str, Path]) -> Structure:
+def read_structure(folders: Mapping[str, Path], graph_file: Path | None = None) -> Structure:
     """The structure of a network and what the plans of some runs keep.
 
     Args:
         folders: run folders by label; all of one network.
+        graph_file: the traced network; that of the first folder by default.
     """
-    graph = json.loads(RunFolder(next(iter(folders.values()))).graph.read_text(encoding="utf-8"))
+    file = graph_file or RunFolder(next(iter(folders.values()))).graph
+    graph = json.loads(file.read_text(encoding="utf-8"))
     plans = [
         json.loads(RunFolder(folder).plan.read_text(encoding="utf-8"))
         for folder in folders.values()

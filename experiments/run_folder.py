@@ -138,6 +138,23 @@ class RunFolder:
         return json.loads(self.summary.read_text(encoding="utf-8"))
 
 
+def flatten(data: Mapping[str, Any], separator: str) -> dict[str, Any]:
+    """Nested mappings as one mapping, with keys such as "pruned/test_accuracy".
+
+    Args:
+        data: a summary or a config; an empty mapping inside leaves nothing.
+        separator: between the keys.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            inner = flatten(value, separator)
+            flat |= {f"{key}{separator}{name}": leaf for name, leaf in inner.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing, also when the process is killed."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

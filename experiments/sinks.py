@@ -13,6 +13,7 @@ from envs.recording import EpisodeRecord, EpisodeSink
 from experiments.building import call_target
 from experiments.group_table import GroupRow
 from experiments.identity import RunIdentity
+from experiments.run_folder import flatten
 
 
 class RunMirror(Protocol):
@@ -142,7 +143,7 @@ class WandbMirror:
             columns: list[str | int] = list(rows[0])
             data = [[row[str(column)] for column in columns] for row in rows]
             self._run.log({"groups": wandb.Table(columns=columns, data=data)})
-        self._run.summary.update(flatten(summary))
+        self._run.summary.update(flatten(summary, "/"))
 
     def close(self) -> None:
         """Finish the W&B run."""
@@ -176,7 +177,7 @@ class TensorBoardMirror:
 
     def report(self, summary: Mapping[str, Any], groups: Sequence[GroupRow]) -> None:
         """Log the numbers of the summary, and the pruning ratios as a text table."""
-        for name, value in flatten(summary).items():
+        for name, value in flatten(summary, "/").items():
             if isinstance(value, int | float):
                 self._writer.add_scalar(f"summary/{name}", value)
         if groups:
@@ -210,14 +211,3 @@ def episode_scalars(record: EpisodeRecord) -> dict[str, float]:
     scalars |= {f"reward/{name}": value for name, value in record.reward_terms.items()}
     scalars |= {f"reward_state/{name}": value for name, value in record.reward_state.items()}
     return {name: float(value) for name, value in scalars.items() if value is not None}
-
-
-def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping with keys such as "pruned/test_accuracy"."""
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}/")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

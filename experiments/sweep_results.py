@@ -82,11 +82,13 @@ def draw_tradeoff(runs: Sequence[ReportRun], path: Path) -> None:
             *zip(*best, strict=True), where="post", color=MUTED, linewidth=1.4, zorder=1,
             label="front",
         )  # fmt: skip
-        axes.scatter(
-            [_relative_macs(run, "uniform") for run in runs],
-            [run.summary["uniform"][metric] for run in runs],
-            marker="D", s=26, facecolors="none", edgecolors=MUTED, label="uniform, equal MACs",
-        )  # fmt: skip
+        uniform = [run for run in runs if run.summary["uniform"][metric] is not None]
+        if uniform:
+            axes.scatter(
+                [_relative_macs(run, "uniform") for run in uniform],
+                [run.summary["uniform"][metric] for run in uniform],
+                marker="D", s=26, facecolors="none", edgecolors=MUTED, label="uniform, equal MACs",
+            )  # fmt: skip
         for label, of_label in points.items():
             axes.scatter(
                 [macs for macs, _ in of_label],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from networks.data import SampleSet
 from pruning.folding import channels_last_weights, folded
 from pruning.growth import Growth
 from pruning.memory import release_freed_memory
+from pruning.outputs import device_of, forward, outputs_and_targets, takes_channels_last
 from pruning.plan import Candidate
 from pruning.recalibration import (
     MIN_BATCH,
@@ -115,7 +116,7 @@ class Evaluator:
         num_cache_hits: candidates answered from memory so far.
         growth: as given; a search that ends sets it to None, after which all images are used.
         channels_last: whether candidates are measured channels last; off for a network that cannot.
-        wants_channels_last: as given; `measure` decides for every network anew.
+        wants_channels_last: as given.
         journal: what counted evaluations are written to, and answered from when a search is
             resumed; an answer is counted like the measurement it stands for. None keeps none.
 
@@ -159,7 +160,7 @@ class Evaluator:
         self._prepared: dict[Candidate, Outcome] = {}
         self._num_measured = 0
         self._inputs, self._targets = self._load(reward, "reward")
-        if channels_last and not _takes_channels_last(slimmer.network, self._inputs[0]):
+        if channels_last and not takes_channels_last(slimmer.network, self._inputs[0]):
             self.channels_last = False
             self._inputs = tuple(batch.contiguous() for batch in self._inputs)
         self._calibration = self._load(calibration, "calibration")[0] if recalibrate else None
@@ -270,19 +271,22 @@ class Evaluator:
         self.num_evaluations += 1
         return self._score(outputs, self._targets, lambda: f"{_describe(candidate)}, trained")
 
-    def measure(self, network: nn.Module, samples: SampleSet) -> Evaluation:
+    def measure(
+        self, network: nn.Module, samples: SampleSet, *, channels_last: bool = False
+    ) -> Evaluation:
         """Accuracy and loss of any network on any sample set, as it is; neither counted nor cached.
 
         Args:
             network: runs in eval mode without recalibration or folding; left unchanged.
             samples: any split, also the test split.
+            channels_last: see `outputs_and_targets`; faster, and equal up to rounding.
 
         Raises:
             NonFiniteAccuracy: accuracy or loss is NaN or infinite.
             ValueError: the sample set is empty.
         """
         outputs, targets = outputs_and_targets(
-            network, samples, self.batch_size, channels_last=self.wants_channels_last
+            network, samples, self.batch_size, channels_last=channels_last
         )
         return self._score(outputs, targets, lambda: f"the {type(network).__name__}")
 
@@ -291,7 +295,7 @@ class Evaluator:
         if len(samples) == 0:
             raise ValueError(f"The {split} split is empty. Raise data.{split}_size.")
         inputs, targets = normalised_tensors(samples, self.batch_size)
-        device = _device(self.slimmer.network)
+        device = device_of(self.slimmer.network)
         inputs = inputs.to(device)
         if self.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -346,87 +350,6 @@ class Evaluator:
                     "of the network, evaluation.recalibrate and evaluation.metric."
                 )
         return Evaluation(accuracy, loss, len(targets))
-
-
-def forward(network: nn.Module, batches: Iterable[Tensor]) -> Tensor:
-    """Outputs (N, ...) of `network` over all batches, in inference mode.
-
-    Raises:
-        ValueError: the network returns something else than one tensor.
-    """
-    with torch.inference_mode():
-        return torch.cat([_tensor(network(batch)) for batch in batches])
-
-
-def outputs_and_targets(
-    network: nn.Module, samples: SampleSet, batch_size: int, *, channels_last: bool
-) -> tuple[Tensor, Tensor]:
-    """What a network answers to every sample, and what it should have answered.
-
-    The one way in which a network is tested: what a run reports and what a reloaded network shows
-    come from here, so that they are equal to the last bit. Batch norms are not folded: that would
-    measure other weights than those that are saved.
-
-    Args:
-        network: runs in eval mode; left unchanged.
-        samples: any split.
-        batch_size: samples in one forward pass.
-        channels_last: whether 4-d inputs are laid out channels last, where the network takes it.
-
-    Returns:
-        Outputs (N, ...) and targets (N, ...), on the device of the network.
-
-    Raises:
-        ValueError: the sample set is empty, or the network returns something else than one tensor.
-    """
-    if len(samples) == 0:
-        raise ValueError("Cannot measure a network on an empty sample set.")
-    device = _device(network)
-    outputs: list[Tensor] = []
-    targets: list[Tensor] = []
-    with ExitStack() as stack:
-        stack.enter_context(evaluation_mode(network))
-        stack.enter_context(torch.inference_mode())
-        for inputs, batch_targets in samples.batches(batch_size):
-            batch = inputs.to(device)
-            if not outputs:
-                channels_last = channels_last and _takes_channels_last(network, batch)
-                if channels_last:
-                    stack.enter_context(channels_last_weights(network))
-            if channels_last:
-                batch = batch.contiguous(memory_format=torch.channels_last)
-            outputs.append(_tensor(network(batch)))
-            targets.append(batch_targets.to(device))
-    return torch.cat(outputs), torch.cat(targets)
-
-
-def _takes_channels_last(network: nn.Module, batch: Tensor) -> bool:
-    """Whether a network reads images channels last; one with `x.view(n, -1)` does not."""
-    if batch.dim() != 4:
-        return False
-    few = batch[:2].contiguous(memory_format=torch.channels_last)
-    with evaluation_mode(network), channels_last_weights(network), torch.inference_mode():
-        try:
-            network(few)
-        except RuntimeError as error:
-            if "view size is not compatible" not in str(error):
-                raise
-            return False
-    return True
-
-
-def _tensor(output: object) -> Tensor:
-    if not isinstance(output, Tensor):
-        raise ValueError(
-            "A network is measured by the one tensor it returns, got "
-            f"{type(output).__name__}. Wrap the network so that it returns one tensor."
-        )
-    return output
-
-
-def _device(network: nn.Module) -> torch.device:
-    """Where the first parameter lies."""
-    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
 
 
 def _describe(candidate: Candidate) -> str:

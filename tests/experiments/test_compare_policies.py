@@ -7,7 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from experiments.command_line import CONFIG_FOLDER
 from experiments.compare_policies import collect
@@ -24,7 +25,7 @@ from experiments.comparison_results import (
     statistics,
     write_comparison,
 )
-from experiments.comparison_rows import Row, make_jobs, read_rows
+from experiments.comparison_rows import Row, differences, make_jobs, read_rows
 from experiments.comparison_runs import run_jobs
 from experiments.comparison_table import print_comparison
 
@@ -93,6 +94,40 @@ def test_every_row_gets_the_common_overrides_and_its_own(tmp_path):
 def test_another_folder_of_measurements_is_kept(tmp_path):
     (job,) = jobs_of(read_rows(["uniform"], POLICIES), tmp_path, "measurements_dir=elsewhere")
     assert job.open_config().measurements_dir == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "uniform",
+        "ddpg-amc",
+        "mine: agent=ppo env=autosculpt reward.alpha=0.3 encoder=gcn",
+        'other: agent=random env=amc "frozen=[]" +budget.tolerance=0.1',
+    ],
+)
+def test_a_run_of_a_comparison_is_one_of_train_agent(row, tmp_path):
+    common = ("env=amc", "+network.width=4", "frozen=[stem]", "search.evaluations=7", "agent=ppo")
+    (job,) = jobs_of(read_rows([row], POLICIES), tmp_path, *common, budgets=[0.4], seeds=[3])
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        alone = compose("train_agent", overrides=list(job.overrides))
+    wanted, found = (OmegaConf.to_container(c, resolve=True) for c in (job.open_config(), alone))
+    assert differences(wanted, found) == []
+    assert wanted["search"]["keep"] == found["search"]["keep"] == "accuracy"
+    assert "compare" not in " ".join(job.overrides)
+
+
+def test_rows_that_differ_in_libraries_are_runs_of_train_agent(tmp_path):
+    entry = {
+        "cut": ["agent=random", 'patterns.specs=[{family:dense},{family:"channel",ratio:0.5}]']
+    }
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        (job,) = make_jobs(
+            read_rows([entry], POLICIES), COMPARE, ["budget.delta=0.1"], tmp_path, "ablate_patterns"
+        )
+        alone = compose("train_agent", overrides=list(job.overrides))
+    wanted, found = (OmegaConf.to_container(c, resolve=True) for c in (job.open_config(), alone))
+    assert differences(wanted, found) == []
+    assert found["budget"]["cost"] == "nonzero_macs"
 
 
 def test_budgets_make_a_study_each(tmp_path):
@@ -169,6 +204,10 @@ def test_a_comparison_does_what_is_missing_and_loses_nothing_to_a_failure(tmp_pa
 
     comparison = collect(rows, jobs, (), tmp_path / "all", common)
     assert comparison.labels == ("uniform", "random")
+    kept_overrides = OmegaConf.load(jobs[1].folder / ".hydra" / "overrides.yaml")
+    assert {"env=allocation", "search.keep=accuracy", "agent=random", "seed=0"} < set(
+        kept_overrides
+    )
     run = comparison.runs[1]
     assert run.folder == "relative_macs_0.5/random/seed_0"
     summary = json.loads(unfinished.read_text())

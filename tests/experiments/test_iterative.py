@@ -13,6 +13,8 @@ from torch import nn
 from experiments.command_line import CONFIG_FOLDER
 from experiments.identity import RunIdentity
 from experiments.iterative_stages import Schedule, print_stages, run_stages
+from experiments.report import main as report
+from experiments.report_stages import accuracy_over_macs
 from experiments.rewinding import rewound_network
 from networks.digits import digits_resnet, digits_splits
 from networks.pretrained import pretrain
@@ -80,6 +82,21 @@ def test_stages_are_composed_to_one_plan_and_one_file(run, tmp_path, capsys):
     rewound = load_file(tmp_path / "stage_2" / "rewound.safetensors")
     assert torch.equal(rewound["conv1.weight"], early.state_dict()["conv1.weight"][kept])
 
+    page = tmp_path / "report.html"
+    text = page.read_text()
+    assert "Pruned in 2 stages by uniform in allocation" in text
+    for stage in (first, second):
+        assert f"{100 * stage['test_accuracy_finetuned']:.2f} %" in text
+        assert f'href="stage_{stage["stage"]}/report.html"' in text
+    assert "--network experiments.iterative_stages.build_stage" in text
+    for outside in ("http:", "https:", "<script", "url(", "@import", "src="):
+        assert outside not in text
+    page.unlink()
+    assert report([str(tmp_path)]) == 0
+    assert page.read_text() == text
+    with pytest.raises(ValueError, match="--csv and --picture are for runs of one"):
+        report([str(tmp_path), "--csv", str(tmp_path / "runs.csv")])
+
     before = [file.stat().st_mtime_ns for file in written]
     assert run([0.7, 0.4], "fine_tune.rewind_to=0") == result
     assert before == [file.stat().st_mtime_ns for file in written]
@@ -87,6 +104,33 @@ def test_stages_are_composed_to_one_plan_and_one_file(run, tmp_path, capsys):
     assert "in 2 stages" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"other settings \(fine_tune\.epochs\)"):
         run([0.7, 0.4], "fine_tune.rewind_to=0", "fine_tune.epochs=2")
+
+
+def test_stages_are_drawn_over_the_macs_of_the_unpruned_network():
+    stages = [
+        {
+            "relative_macs": macs, "test_accuracy": before, "test_accuracy_finetuned": after,
+            "uniform_test_accuracy_finetuned": uniform,
+        }
+        for macs, before, after, uniform in ((0.7, 0.8, 0.9, 0.85), (0.4, 0.5, 0.88, 0.7))
+    ]  # fmt: skip
+    chart = accuracy_over_macs({"base": {"test_accuracy": 0.92}, "stages": stages})
+    assert [(mark.shape, mark.text) for mark in chart.marks if mark.style != "s1"] == [
+        ("square", "unpruned: 92.00 %"),
+        ("dot", "fine-tuned, 70.0 % of the MACs: 90.00 %"),
+        ("dot", "fine-tuned, 40.0 % of the MACs: 88.00 %"),
+        ("diamond", "uniform, fine-tuned, 70.0 % of the MACs: 85.00 %"),
+        ("diamond", "uniform, fine-tuned, 40.0 % of the MACs: 70.00 %"),
+    ]
+    assert [line.style for line in chart.lines] == ["s1", "s0"]  # each from the unpruned network on
+    assert all(line.path.count("L") == 2 for line in chart.lines)
+    untuned = [
+        {**stage, "test_accuracy_finetuned": None, "uniform_test_accuracy_finetuned": None}
+        for stage in stages
+    ]
+    chart = accuracy_over_macs({"base": {"test_accuracy": 0.92}, "stages": untuned})
+    assert [line.style for line in chart.lines] == ["s1"]
+    assert len(chart.marks) == 3
 
 
 @pytest.mark.parametrize(

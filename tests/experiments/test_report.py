@@ -8,15 +8,16 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import yaml
 
-from experiments.comparison_results import CurvePoint
 from experiments.report import main
 from experiments.report_charts import Scale, front, hypervolume, nice_ticks, pareto
-from experiments.report_runs import as_comparison, find_runs
+from experiments.report_curves import reward_name, search_curves
+from experiments.report_runs import find_runs
 from experiments.report_structure import read_structure
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -77,9 +78,9 @@ def write_run(folder, *, agent="ppo", env="autosculpt", seed=0, alpha=0.5, test=
     (folder / "plan.json").write_text(json.dumps(PLAN))
     with (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["evaluations", "accuracy", "loss", "macs", "met"])
-        writer.writerows([[1, test - 0.2, 1.0, 550, True], [2, "", "", 900, False]])
-        writer.writerow([3, test, 0.5, macs, True])
+        writer.writerow(["evaluations", "score", "accuracy", "loss", "macs", "met"])
+        writer.writerows([[1, 0.4, test - 0.2, 1.0, 550, True], [2, -1, "", "", 900, False]])
+        writer.writerow([3, 0.7, test, 0.5, macs, True])
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text(f"- agent={agent}\n- 'frozen=[a,b]'\n")
     return folder
@@ -167,7 +168,13 @@ def test_a_comparison_gives_its_own_labels(tmp_path):
     (tmp_path / "c" / "comparison.json").write_text(json.dumps(about))
     (run,) = find_runs(tmp_path / "c")
     assert run.label == "mine"
-    assert run.overrides == ("budget.relative_macs=0.5", "agent=amc", "env=amc", "seed=0")
+    assert run.overrides == ("agent=amc", "frozen=[a,b]")  # what the run has kept of itself
+    (run.folder / ".hydra" / "overrides.yaml").unlink()
+    (run,) = find_runs(tmp_path / "c")
+    assert run.overrides == (
+        "logger=csv", "fine_tune_uniform=false", "search.keep=accuracy",
+        "budget.relative_macs=0.5", "agent=amc", "env=amc", "seed=0",
+    )  # fmt: skip
 
 
 def test_what_is_not_finished_is_refused(tmp_path):
@@ -197,11 +204,82 @@ def test_the_structure_counts_what_stays_in_every_feature_map(tmp_path):
 
 def test_the_curve_and_the_front_of_one_run(tmp_path):
     (run,) = find_runs(write_run(tmp_path / "a"))
-    curve = as_comparison([run]).curves
-    assert curve[-1] == CurvePoint(run.label, 0.6, 0, 3, 0.8, 0.5)
+    reward, accuracy = search_curves([run], {run.label: "s0"})
+    assert reward.chart.y_label == "best reward so far"
+    assert accuracy.chart.y_label == "reward-split accuracy of the kept plan"
+    for curves in (reward, accuracy):
+        assert curves.labels == (run.label,)
+        (line,) = curves.chart.lines
+        assert line.path.count("V") == 1  # one improvement, at the third evaluation
     found = pareto([run])
     np.testing.assert_allclose(found.points, [(0.5, 0.8)])
     assert found.hypervolume == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("runs", ["", "0_ppo"])
+def test_a_uniform_network_that_was_not_fine_tuned_is_left_out(sweep, runs, tmp_path):
+    for file in sweep.glob("*/summary.json"):
+        summary = json.loads(file.read_text())
+        summary["uniform"]["test_accuracy_finetuned"] = None
+        file.write_text(json.dumps(summary))
+    assert main([str(sweep / runs), "--picture", str(tmp_path / "picture.png")]) == 0
+    text = (sweep / runs / "report.html").read_text()
+    assert "fine-tuned alike" not in text
+    assert ("uniform, equal MACs" in text) == bool(runs)  # one run is about the reward split
+    assert not re.search(r"\bnan\b|Undefined|None", text)
+
+
+def heights(curves, style="s0"):
+    """The first and the last height of a line; lower is higher on the page."""
+    (path,) = [line.path for line in curves.chart.lines if line.style == style]
+    return float(re.search(r"M[\d.]+,([\d.]+)", path)[1]), float(re.findall(r"V([\d.]+)", path)[-1])
+
+
+def test_a_reward_that_pays_for_macs_may_rise_while_the_accuracy_falls(tmp_path):
+    folder = write_run(tmp_path / "a", test=0.6)
+    rows = ["evaluations,score,accuracy,loss,macs,met"]
+    rows += ["1,0.5,0.9,0.2,600,True", "2,0.55,0.5,0.9,520,False", "3,0.7,0.6,0.5,500,True"]
+    (folder / "metrics.csv").write_text("\n".join(rows))
+    (run,) = find_runs(folder)
+    reward, accuracy = search_curves([run], {run.label: "s0"})
+    first, last = heights(reward)
+    assert last < first
+    first, last = heights(accuracy)
+    assert last > first
+    assert reward.note == "Paid by reward, alpha 0.5."
+    assert "highest reward so far" in accuracy.note
+    kept_by_accuracy = replace(run, config={**run.config, "search": {"keep": "accuracy"}})
+    _, accuracy = search_curves([kept_by_accuracy], {run.label: "s0"})
+    assert "highest accuracy so far" in accuracy.note
+
+
+def test_what_was_measured_on_more_images_counts_more(tmp_path):
+    folder = write_run(tmp_path / "a", test=0.6)
+    rows = ["evaluations,score,accuracy,loss,macs,met,num_samples"]
+    rows += ["1,0.9,0.9,0.2,600,True,100", "3,0.7,0.6,0.5,500,True,400"]
+    (folder / "metrics.csv").write_text("\n".join(rows))
+    (run,) = find_runs(folder)
+    for curves in search_curves([run], {run.label: "s0"}):
+        first, last = heights(curves)
+        assert last > first
+
+
+def test_rewards_of_different_kinds_get_a_chart_each(sweep):
+    runs = find_runs(sweep)
+    charts = search_curves(runs, {"alpha 0.2": "s0", "alpha 0.8": "s1"})
+    assert [curves.labels for curves in charts] == [
+        ("alpha 0.2",), ("alpha 0.8",), ("alpha 0.2", "alpha 0.8"),
+    ]  # fmt: skip
+    assert [line.style for line in charts[1].chart.lines] == ["s1"]
+    assert len(charts[2].chart.areas) == 2  # a range over the seeds of each
+
+
+def test_a_reward_is_named_with_its_settings(tmp_path):
+    (run,) = find_runs(write_run(tmp_path / "a"))
+    inner = {"_target_": "envs.rewards.AlphaReward", "alpha": 0.3}
+    reward = {"_target_": "envs.SelfCompetitionReward", "window": 9, "inner": inner, "x": None}
+    named = reward_name(replace(run, config={"reward": reward}))
+    assert named == "SelfCompetitionReward, window 9, inner AlphaReward, inner alpha 0.3"
 
 
 def test_the_page_is_self_contained_and_escapes_names(sweep, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.run_folder import RunFolder, write_json, write_text
+from experiments.run_folder import RunFolder, flatten, write_json, write_text
 from experiments.settings import Settings
 
 GOOD = {
@@ -18,6 +18,7 @@ GOOD = {
     "num_threads": 2,
     "cache_dir": "cache",
     "measurements_dir": "shared",
+    "fine_tune_uniform": False,
     "export": ["onnx", "pt2"],
     "search": {
         "evaluations": 5,
@@ -65,6 +66,14 @@ def test_a_run_without_a_summary_is_not_finished(tmp_path):
         RunFolder(tmp_path).read_summary()
 
 
+def test_nested_summaries_are_flattened():
+    assert flatten({"base": {"macs": 3, "x": {"y": 1}}, "seed": 0}, "/") == {
+        "base/macs": 3,
+        "base/x/y": 1,
+        "seed": 0,
+    }
+
+
 def test_settings_are_read():
     settings = Settings.from_config(GOOD, show_progress=False)
     assert (settings.seed, settings.num_threads, settings.evaluations) == (3, 2, 5)
@@ -74,6 +83,7 @@ def test_settings_are_read():
     assert settings.latency_onnxruntime is None
     assert settings.round_to == 8
     assert settings.measurements_dir == Path("shared")
+    assert not settings.fine_tune_uniform
     assert settings.keep == "loss"
     assert settings.export == ("onnx", "pt2")
     assert (settings.frozen, settings.attention) == (("conv1", "layer1.*"), "head_dims")
@@ -104,6 +114,7 @@ def test_settings_are_read():
         ),
         ({"cache_dir": None}, r"cache_dir must be a folder, got None"),
         ({"measurements_dir": ""}, r"measurements_dir must be null or a folder, got ''"),
+        ({"fine_tune_uniform": "no"}, r"fine_tune_uniform must be true or false, got 'no'"),
         ({"export": "tflite"}, r"export must be null, one of onnx, pt2, or a list of them"),
         (
             {"search": {**GOOD["search"], "evaluations": 0}},

@@ -16,7 +16,6 @@ from experiments.sinks import (
     KeptOpen,
     TensorBoardMirror,
     episode_scalars,
-    flatten,
     open_mirrors,
 )
 
@@ -29,14 +28,6 @@ def test_numbers_that_were_not_measured_are_left_out(make_record):
     assert "prune/accuracy" not in scalars
     assert scalars["reward/compression"] == 0.1
     assert scalars["prune/budget_met"] == 1.0
-
-
-def test_nested_summaries_are_flattened():
-    assert flatten({"base": {"macs": 3, "x": {"y": 1}}, "seed": 0}) == {
-        "base/macs": 3,
-        "base/x/y": 1,
-        "seed": 0,
-    }
 
 
 def test_tensorboard_gets_every_episode_and_the_summary(make_record, tmp_path):

@@ -16,10 +16,10 @@ from pruning.evaluation import (
     Evaluator,
     NonFiniteAccuracy,
     cross_entropy,
-    outputs_and_targets,
     top1_accuracy,
 )
 from pruning.keep_set import KeepSet
+from pruning.outputs import outputs_and_targets
 from pruning.plan import Candidate
 from pruning.recalibration import recalibrate_batch_norm
 from pruning.slimming import Slimmer
