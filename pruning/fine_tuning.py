@@ -37,7 +37,7 @@ def fine_tune(
     teacher: nn.Module | None = None,
     l1_penalty: float | None = None,
     precision: str | None = None,
-    channels_last: bool = False,
+    channels_last: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> None:
     """Train a pruned network in place by `networks.training`: SGD and a cosine schedule.
