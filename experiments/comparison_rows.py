@@ -26,8 +26,8 @@ CHOSEN_BY_AGENT = {"importances": "importance", "proposes_fine_tune": "fine_tune
 """Keys of an agent that let it choose what else is in common, and the section of that."""
 
 BOOKKEEPING = (
-    "progress_bar", "cache_dir", "measurements_dir", "fine_tune_uniform", "debug", "logger", "resume",
-    "export",
+    "progress_bar", "cache_dir", "measurements_dir", "fine_tune_uniform", "debug", "logger",
+    "resume", "export",
 )  # fmt: skip
 """What changes no number of a run's own network."""
 

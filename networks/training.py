@@ -107,7 +107,8 @@ def train(
         precision: "bfloat16" computes the forward pass in it where torch holds it safe
             (torch.autocast), on a CPU too; weights and their updates stay float32. None for float32
             throughout.
-        channels_last: whether to lay 4-d inputs out channels last, in which convolutions on a CPU run faster;
+        channels_last: whether to lay 4-d inputs out channels last, in which convolutions on a CPU
+            run faster;
             the sums are rounded differently, so the weights are not the same to the bit.
         stop_after: epochs after which it ends, at least 0, as if it had been killed then: the
             schedule is that of all `epochs`. None for all.
