@@ -14,9 +14,10 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 
-from agents.amc import AMC, FinalRewardDictReplayBuffer, FinalRewardReplayBuffer
+from agents.amc import AMC
 from agents.amc_policy import AMCPolicy
 from agents.flat_features import FlatFeaturesExtractor
+from agents.replay import FinalRewardDictReplayBuffer, FinalRewardReplayBuffer
 
 CONF = Path(__file__).parents[2] / "conf"
 FLAT = {"features_extractor_class": FlatFeaturesExtractor, "net_arch": [32, 32]}

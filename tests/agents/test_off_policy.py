@@ -8,7 +8,8 @@ from stable_baselines3.common.noise import NormalActionNoise
 from agents.encoder import NodeEncoder
 from agents.features_extractor import GraphFeaturesExtractor
 from agents.flat_features import FlatFeaturesExtractor
-from agents.off_policy import DDPG, TD3, ReturnReplayBuffer, truncated_normal
+from agents.off_policy import DDPG, TD3, truncated_normal
+from agents.replay import ReturnReplayBuffer
 
 FLAT = {"features_extractor_class": FlatFeaturesExtractor, "net_arch": [64, 64]}
 GRAPH = {
