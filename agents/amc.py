@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from agents.off_policy import _EpisodeExploration
+from agents.ranking import moments
 from agents.replay import FinalRewardDictReplayBuffer, FinalRewardReplayBuffer
 
 BASELINES = ("batch", "episode", "none")
@@ -51,7 +52,9 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
     of the first of L steps is L (R - b), and the noise of all targets adds up in it. Corrected, the
     critic learns the return itself.
 
-    What differs between paper and released code is an argument; so is what both leave open.
+    What differs between paper and released code is an argument; so is what both leave open, and so
+    is what neither has: `warm_start` and `rank_power` (see `agents.off_policy` and
+    `agents.replay`), with which conf/agent/amc.yaml searches.
 
     | argument | paper | released code |
     |---|---|---|
@@ -83,6 +86,13 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
         replay_first_step: whether first transitions of episodes are learned from.
         buffer_size: transitions in the replay buffer, >= 1; None for 100 per site of the env's
             task.
+        imitation: weight of the squared distance between the actor's actions and those in the
+            replay buffer, each weighted by the rank of its outcome to the power of
+            `imitation_power`, at least 0. It keeps the actor where plans were measured: a critic
+            that has seen a hundred of them is wrong at the bounds, which is where its gradient
+            leads (TD3+BC, https://arxiv.org/abs/2106.06860, with ranks as weights). Needs
+            `rank_power`.
+        imitation_power: above 0; higher follows the best plans only.
         kwargs: further arguments of `agents.off_policy.DDPG`; `DEFAULTS` are AMC's values.
 
     Attributes:
@@ -104,6 +114,8 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
         bootstrap: bool = True,
         replay_first_step: bool = True,
         buffer_size: int | None = None,
+        imitation: float = 0.0,
+        imitation_power: float = 8.0,
         **kwargs: Any,
     ) -> None:
         if baseline not in BASELINES:
@@ -115,6 +127,16 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
             raise ValueError(
                 f"Ranks have mean 0 already, and the baseline is {baseline!r}. Set "
                 "agent.baseline=none, or agent.rank_power=null."
+            )
+        if not (imitation >= 0.0 and imitation_power > 0.0):
+            raise ValueError(
+                f"imitation={imitation}, imitation_power={imitation_power}: wanted are 0 or more "
+                "and a power above 0. Change them in the agent config."
+            )
+        if imitation > 0.0 and kwargs.get("rank_power") is None:
+            raise ValueError(
+                f"imitation={imitation} weighs actions by the rank of their outcome, and "
+                "rank_power is null. Set agent.rank_power, or agent.imitation=0."
             )
         if not 0.0 < baseline_step <= 1.0:
             raise ValueError(
@@ -137,6 +159,8 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
         self.baseline_step = baseline_step
         self.bootstrap = bootstrap
         self.replay_first_step = replay_first_step
+        self.imitation = imitation
+        self.imitation_power = imitation_power
         self.moving_average: float | None = None
         super().__init__(policy, env, buffer_size=buffer_size or 0, **{**DEFAULTS, **kwargs})
 
@@ -203,6 +227,8 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
         self.critic.optimizer.step()
         actions = self.actor(batch.observations)
         actor_loss = -self.critic.q1_forward(batch.observations, actions).mean()
+        if self.imitation > 0.0:
+            actor_loss = actor_loss + self.imitation * self._distance(actions, batch)
         self.actor.optimizer.zero_grad()
         actor_loss.backward(inputs=list(self.actor.parameters()))
         self.actor.optimizer.step()
@@ -213,6 +239,15 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
             ):
                 _follow(list(target.parameters()), list(network.parameters()), self.tau)
         return torch.stack([critic_loss.detach(), actor_loss.detach()])
+
+    def _distance(self, actions: Tensor, batch: Any) -> Tensor:
+        """Squared distance from the actions taken, averaged over the well ranked of them, ()."""
+        assert self.rank_power is not None, "checked by the constructor"
+        mean, deviation = moments(self.rank_power)
+        powered = (batch.rewards[:, 0] * deviation + mean).clamp(min=0.0)  # rank ** rank_power
+        weights = powered ** (self.imitation_power / self.rank_power)
+        squares = (actions - batch.actions).pow(2).sum(dim=1)
+        return (weights * squares).sum() / weights.sum()
 
     @torch.no_grad()
     def _targets(self, batch: Any) -> Tensor:

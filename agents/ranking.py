@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -26,6 +28,11 @@ def rank_utilities(outcomes: np.ndarray, known: np.ndarray, power: float) -> np.
     below = np.searchsorted(ordered, outcomes, side="left")
     not_above = np.searchsorted(ordered, outcomes, side="right")
     rank = (below + not_above) / (2 * len(ordered))  # in (0, 1); a lone outcome has 1/2
+    mean, deviation = moments(power)
+    return ((rank**power - mean) / deviation).astype(np.float32)
+
+
+def moments(power: float) -> tuple[float, float]:
+    """Mean and standard deviation of `u ** power` for uniform u in (0, 1)."""
     mean = 1 / (power + 1)
-    variance = 1 / (2 * power + 1) - mean**2
-    return ((rank**power - mean) / np.sqrt(variance)).astype(np.float32)
+    return mean, math.sqrt(1 / (2 * power + 1) - mean**2)

@@ -64,9 +64,7 @@ def _split(field: Any, batch_size: int) -> list[Any]:
     if isinstance(field, Tensor):
         return list(field.split(batch_size))
     parts = {key: value.split(batch_size) for key, value in field.items()}
-    return [
-        dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)
-    ]
+    return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
 class _ReturnsMixin(_OutcomesMixin):
