@@ -247,7 +247,7 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
         powered = (batch.rewards[:, 0] * deviation + mean).clamp(min=0.0)  # rank ** rank_power
         weights = powered ** (self.imitation_power / self.rank_power)
         squares = (actions - batch.actions).pow(2).sum(dim=1)
-        return (weights * squares).sum() / weights.sum()
+        return (weights * squares).sum() / weights.sum().clamp(min=1e-12)
 
     @torch.no_grad()
     def _targets(self, batch: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""DDPG, TD3 and SAC of SB3 for short searches: no bootstrapping, and a start at the uniform plan."""
+"""DDPG, TD3 and SAC of SB3 for short searches: no bootstrapping, a start at the uniform plan."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ class _ShortSearch(OffPolicyAlgorithm):
     def _start_at(self, action: np.ndarray) -> None:
         """Make an action in [-1, 1] the actor's output for every observation."""
         actor: Any = self.policy.actor
-        output(actor.mu[-2], actor.mu[-1], action)
+        _set_output(actor.mu[-2], actor.mu[-1], action)
         self.policy.actor_target.load_state_dict(actor.state_dict())
 
 
-def output(layer: nn.Linear, squash: nn.Module, action: np.ndarray) -> None:
+def _set_output(layer: nn.Linear, squash: nn.Module, action: np.ndarray) -> None:
     """Let a last layer give an action, whatever comes in; its weights begin at 0 and learn.
 
     Args:
@@ -208,7 +208,7 @@ class SAC(_ShortSearch, stable_baselines3.SAC):
 
     def _start_at(self, action: np.ndarray) -> None:
         actor: Any = self.policy.actor
-        output(actor.mu, nn.Tanh(), action)
+        _set_output(actor.mu, nn.Tanh(), action)
         with torch.no_grad():
             actor.log_std.weight.zero_()
             actor.log_std.bias.fill_(np.log(self.sigma))

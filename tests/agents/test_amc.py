@@ -197,6 +197,22 @@ def test_no_baseline_is_none(make_env):
     assert agent.moving_average is None
 
 
+def test_the_actor_is_pulled_to_actions_by_the_rank_of_their_outcome(make_env):
+    """Ranks 1/2 and 1 weigh 1/4 and 1, whatever power the utilities have."""
+    agent = make_agent(
+        make_env("ratio"),
+        rank_power=3.0,
+        baseline="none",
+        imitation=0.5,
+        imitation_power=2.0,
+    )
+    mean, deviation = 1 / 4, np.sqrt(1 / 7 - 1 / 16)
+    batch = a_batch([(0.125 - mean) / deviation, (1.0 - mean) / deviation], [1.0, 1.0])
+    batch.actions = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    distance = agent._distance(torch.tensor([[0.5, 0.0], [0.5, 2.0]]), batch)
+    assert distance.item() == pytest.approx((0.25 * 0.25 + 1.0 * 4.25) / 1.25)
+
+
 # Schedules
 
 
@@ -420,6 +436,8 @@ def test_a_known_best_is_found(make_env):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"imitation": -1.0}, r"imitation=-1.0, .* wanted are 0 or more"),
+        ({"imitation": 1.0}, r"rank_power is null. Set agent\.rank_power"),
         ({"rank_power": 0.0}, r"rank_power=0.0: .* Change agent\.rank_power"),
         ({"rank_power": 2.0}, r"the baseline is 'batch'. Set agent\.baseline=none"),
         ({"warmup": "none"}, r"warmup is one of uniform, noise, got 'none'. Change agent\.warmup"),

@@ -5,11 +5,11 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.noise import NormalActionNoise
 
+from agents.amc import AMC
+from agents.amc_policy import AMCPolicy
 from agents.encoder import NodeEncoder
 from agents.features_extractor import GraphFeaturesExtractor
 from agents.flat_features import FlatFeaturesExtractor
-from agents.amc import AMC
-from agents.amc_policy import AMCPolicy
 from agents.off_policy import DDPG, SAC, TD3, truncated_normal
 from agents.replay import ReturnReplayBuffer
 
