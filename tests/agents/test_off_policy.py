@@ -134,7 +134,9 @@ def test_the_first_output_is_the_uniform_plan(make_env, agent_class, episode):
     """The environment's uniform ratios are 0.25 at every site, and an action is a ratio there."""
     env = make_env("ratio", episode)
     policy = AMCPolicy if agent_class is AMC else "MultiInputPolicy"
-    agent = agent_class(policy, env, policy_kwargs=FLAT, seed=0, warm_start=True, buffer_size=9)
+    agent = agent_class(
+        policy, env, policy_kwargs=dict(FLAT), seed=0, warm_start=True, buffer_size=9
+    )
     for observation in (env.reset()[0], env.step(env.action_space.sample())[0]):
         action, _ = agent.predict(observation, deterministic=True)
         assert action.shape == ((4,) if episode == "whole" else (1,))
@@ -152,7 +154,7 @@ def test_a_warm_warm_up_follows_the_uniform_plan(make_env):
 
 def test_sac_begins_with_its_own_policy_and_the_given_deviation(make_env):
     env = make_env("ratio", num_sites=64)
-    kwargs = {"policy_kwargs": FLAT, "seed": 0, "buffer_size": 99, "learning_starts": 1000}
+    kwargs = {"policy_kwargs": dict(FLAT), "seed": 0, "buffer_size": 99, "learning_starts": 1000}
     agent = SAC("MultiInputPolicy", env, warm_start=True, sigma=0.1, **kwargs)
     agent.learn(20)
     drawn = np.arctanh([record.decided for record in env.history])
