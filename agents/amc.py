@@ -6,26 +6,23 @@ https://arxiv.org/abs/1802.03494; released code: https://github.com/mit-han-lab/
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
 import stable_baselines3
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
-from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.utils import polyak_update, update_learning_rate
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.utils import update_learning_rate
 from torch import Tensor
 from torch.nn import functional
 
-from agents.off_policy import _EpisodeExploration, truncated_normal
+from agents.off_policy import _EpisodeExploration
+from agents.ranking import moments
+from agents.replay import FinalRewardDictReplayBuffer, FinalRewardReplayBuffer
 
 BASELINES = ("batch", "episode", "none")
 """What AMC's reward baseline is a moving average of."""
-
-WARMUPS = ("uniform", "noise")
-"""How actions of the warm-up are drawn."""
 
 TRANSITIONS_PER_STEP = 100
 """Size of the replay buffer per step of an episode; released code, option rmsize."""
@@ -39,55 +36,6 @@ DEFAULTS: dict[str, Any] = {
     "gradient_steps": -1,
 }
 """SB3's arguments where AMC, paper and code alike, has other values than SB3."""
-
-
-class _FinalRewardMixin:
-    """Holds an episode back until it ends, then stores every transition with its last reward.
-
-    Nothing of an episode can be sampled before its reward is known. The last transition is
-    terminal, also when a time limit ended the episode.
-
-    Args:
-        replay_first_step: whether first transitions are stored. The sampler of the released code
-            never returns them.
-    """
-
-    def __init__(self, *args: Any, replay_first_step: bool = True, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.replay_first_step = replay_first_step
-        self._episode: list[tuple[Any, Any, Any]] = []
-
-    def add(
-        self,
-        obs: Any,
-        next_obs: Any,
-        action: Any,
-        reward: Any,
-        done: Any,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        """Take one transition of one environment."""
-        self._episode.append(copy.deepcopy((obs, next_obs, action)))
-        if not done[0]:
-            return
-        last = len(self._episode) - 1
-        for index, transition in enumerate(self._episode):
-            if index > 0 or last == 0 or self.replay_first_step:
-                is_last = np.array([index == last])
-                super().add(*transition, reward, is_last, [{}])  # type: ignore[misc]
-        self._episode = []
-
-    def drop_unfinished(self) -> None:
-        """Forget the episode that has not ended: its reward will never be known."""
-        self._episode = []
-
-
-class FinalRewardReplayBuffer(_FinalRewardMixin, ReplayBuffer):
-    """Replay buffer of AMC, for vector observations and one environment."""
-
-
-class FinalRewardDictReplayBuffer(_FinalRewardMixin, DictReplayBuffer):
-    """Replay buffer of AMC, for Dict observations and one environment."""
 
 
 class AMC(_EpisodeExploration, stable_baselines3.DDPG):
@@ -104,7 +52,9 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
     of the first of L steps is L (R - b), and the noise of all targets adds up in it. Corrected, the
     critic learns the return itself.
 
-    What differs between paper and released code is an argument; so is what both leave open.
+    What differs between paper and released code is an argument; so is what both leave open, and so
+    is what neither has: `warm_start` and `rank_power` (see `agents.off_policy` and
+    `agents.replay`), with which conf/agent/amc.yaml searches.
 
     | argument | paper | released code |
     |---|---|---|
@@ -128,7 +78,6 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
         policy: `agents.amc_policy.AMCPolicy`, or one of SB3's TD3.
         env: one environment.
         actor_learning_rate: of the actor, > 0; `learning_rate` is the critic's.
-        warmup: "uniform" or "noise": how actions of the warm-up are drawn.
         learn_in_warmup: whether the networks are updated during the warm-up.
         baseline: "batch" or "episode", what b is a moving average of: the mean reward of every
             minibatch, or the reward of every episode, its own included; "none" for b = 0.
@@ -137,6 +86,13 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
         replay_first_step: whether first transitions of episodes are learned from.
         buffer_size: transitions in the replay buffer, >= 1; None for 100 per site of the env's
             task.
+        imitation: weight of the squared distance between the actor's actions and those in the
+            replay buffer, each weighted by the rank of its outcome to the power of
+            `imitation_power`, at least 0. It keeps the actor where plans were measured: a critic
+            that has seen a hundred of them is wrong at the bounds, which is where its gradient
+            leads (TD3+BC, https://arxiv.org/abs/2106.06860, with ranks as weights). Needs
+            `rank_power`.
+        imitation_power: above 0; higher follows the best plans only.
         kwargs: further arguments of `agents.off_policy.DDPG`; `DEFAULTS` are AMC's values.
 
     Attributes:
@@ -152,23 +108,36 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
         env: Any,
         *,
         actor_learning_rate: float = 1e-4,
-        warmup: str = "uniform",
         learn_in_warmup: bool = False,
         baseline: str = "batch",
         baseline_step: float = 0.5,
         bootstrap: bool = True,
         replay_first_step: bool = True,
         buffer_size: int | None = None,
+        imitation: float = 0.0,
+        imitation_power: float = 8.0,
         **kwargs: Any,
     ) -> None:
-        for name, given, allowed in (
-            ("warmup", warmup, WARMUPS),
-            ("baseline", baseline, BASELINES),
-        ):
-            if given not in allowed:
-                raise ValueError(
-                    f"{name} is one of {', '.join(allowed)}, got {given!r}. Change agent.{name}."
-                )
+        if baseline not in BASELINES:
+            raise ValueError(
+                f"baseline is one of {', '.join(BASELINES)}, got {baseline!r}. "
+                f"Change agent.baseline."
+            )
+        if baseline != "none" and kwargs.get("rank_power") is not None:
+            raise ValueError(
+                f"Ranks have mean 0 already, and the baseline is {baseline!r}. Set "
+                "agent.baseline=none, or agent.rank_power=null."
+            )
+        if not (imitation >= 0.0 and imitation_power > 0.0):
+            raise ValueError(
+                f"imitation={imitation}, imitation_power={imitation_power}: wanted are 0 or more "
+                "and a power above 0. Change them in the agent config."
+            )
+        if imitation > 0.0 and kwargs.get("rank_power") is None:
+            raise ValueError(
+                f"imitation={imitation} weighs actions by the rank of their outcome, and "
+                "rank_power is null. Set agent.rank_power, or agent.imitation=0."
+            )
         if not 0.0 < baseline_step <= 1.0:
             raise ValueError(
                 f"The step of the baseline must be in (0, 1], got {baseline_step}. "
@@ -185,12 +154,13 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
                 f"Change agent.buffer_size."
             )
         self.actor_learning_rate = actor_learning_rate
-        self.warmup = warmup
         self.learn_in_warmup = learn_in_warmup
         self.baseline = baseline
         self.baseline_step = baseline_step
         self.bootstrap = bootstrap
         self.replay_first_step = replay_first_step
+        self.imitation = imitation
+        self.imitation_power = imitation_power
         self.moving_average: float | None = None
         super().__init__(policy, env, buffer_size=buffer_size or 0, **{**DEFAULTS, **kwargs})
 
@@ -204,17 +174,14 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
                     "replay buffer must be given. Set agent.buffer_size."
                 )
             self.buffer_size = TRANSITIONS_PER_STEP * len(env.task.sites)
-        if self.replay_buffer_class is None:
-            self.replay_buffer_class = (
-                FinalRewardDictReplayBuffer
-                if isinstance(self.observation_space, spaces.Dict)
-                else FinalRewardReplayBuffer
-            )
-            self.replay_buffer_kwargs = {
-                "replay_first_step": self.replay_first_step,
-                **(self.replay_buffer_kwargs or {}),
-            }
         super()._setup_model()
+
+    def _buffer_class(self) -> Any:
+        is_dict = isinstance(self.observation_space, spaces.Dict)
+        return FinalRewardDictReplayBuffer if is_dict else FinalRewardReplayBuffer
+
+    def _buffer_arguments(self) -> dict[str, Any]:
+        return {"replay_first_step": self.replay_first_step}
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         # A callback may have stopped the last `learn` in the last step of an episode.
@@ -231,27 +198,26 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
             batch_size: transitions per update.
         """
         buffer = self.replay_buffer
-        assert buffer is not None
+        assert isinstance(buffer, FinalRewardReplayBuffer | FinalRewardDictReplayBuffer)
         is_warm = self._episode_num > self.warmup_episodes or self.learn_in_warmup
         if not is_warm or buffer.size() == 0:
             return
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.critic.optimizer)
         update_learning_rate(self.actor.optimizer, self.actor_learning_rate)
-        losses = np.asarray(
-            [
-                self._update(buffer.sample(batch_size, env=self._vec_normalize_env))
-                for _ in range(gradient_steps)
-            ]
-        )
+        batches = buffer.sample_several(gradient_steps, batch_size, self._vec_normalize_env)
+        losses = torch.stack([self._update(batch) for batch in batches])
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/critic_loss", losses[:, 0].mean())
         self.logger.record("train/actor_loss", losses[:, 1].mean())
         self.logger.record("train/baseline", self.moving_average or 0.0)
 
-    def _update(self, batch: Any) -> tuple[float, float]:
-        """One update; gives the losses of critic and actor."""
+    def _update(self, batch: Any) -> Tensor:
+        """One update; gives the losses of critic and actor, (2,).
+
+        Only the gradients that an optimiser reads are computed.
+        """
         if self.baseline == "batch":
             self._move_average(float(batch.rewards.mean()))
         values = self.critic(batch.observations, batch.actions)[0]
@@ -261,12 +227,27 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
         self.critic.optimizer.step()
         actions = self.actor(batch.observations)
         actor_loss = -self.critic.q1_forward(batch.observations, actions).mean()
+        if self.imitation > 0.0:
+            actor_loss = actor_loss + self.imitation * self._distance(actions, batch)
         self.actor.optimizer.zero_grad()
-        actor_loss.backward()
+        actor_loss.backward(inputs=list(self.actor.parameters()))
         self.actor.optimizer.step()
-        polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
-        polyak_update(self.actor.parameters(), self.actor_target.parameters(), self.tau)
-        return critic_loss.item(), actor_loss.item()
+        if self.bootstrap:  # nothing else reads the target networks
+            for network, target in (
+                (self.critic, self.critic_target),
+                (self.actor, self.actor_target),
+            ):
+                _follow(list(target.parameters()), list(network.parameters()), self.tau)
+        return torch.stack([critic_loss.detach(), actor_loss.detach()])
+
+    def _distance(self, actions: Tensor, batch: Any) -> Tensor:
+        """Squared distance from the actions taken, averaged over the well ranked of them, ()."""
+        assert self.rank_power is not None, "checked by the constructor"
+        mean, deviation = moments(self.rank_power)
+        powered = (batch.rewards[:, 0] * deviation + mean).clamp(min=0.0)  # rank ** rank_power
+        weights = powered ** (self.imitation_power / self.rank_power)
+        squares = (actions - batch.actions).pow(2).sum(dim=1)
+        return (weights * squares).sum() / weights.sum().clamp(min=1e-12)
 
     @torch.no_grad()
     def _targets(self, batch: Any) -> Tensor:
@@ -295,12 +276,9 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
         if dones[0] and self.baseline == "episode":
             self._move_average(float(reward[0]))
 
-    def _sample_action(
-        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
-    ) -> tuple[np.ndarray, np.ndarray]:
-        if self.warmup == "uniform":
-            return super()._sample_action(learning_starts, action_noise, n_envs)
-        assert self._last_obs is not None
-        mean = self.policy.scale_action(self.predict(self._last_obs, deterministic=True)[0])
-        scaled = truncated_normal(mean, self.current_sigma)
-        return self.policy.unscale_action(scaled), scaled
+
+@torch.no_grad()
+def _follow(targets: list[Tensor], parameters: list[Tensor], tau: float) -> None:
+    """Move targets by tau towards the parameters: SB3's `polyak_update`, all tensors at once."""
+    torch._foreach_mul_(targets, 1.0 - tau)
+    torch._foreach_add_(targets, parameters, alpha=tau)

@@ -20,6 +20,10 @@ class ScaledSigmoid(nn.Module):
         """The same shape, in (-1, 1)."""
         return 2.0 * torch.sigmoid(x) - 1.0
 
+    def inverse(self, y: Tensor) -> Tensor:
+        """What gives y in (-1, 1)."""
+        return torch.logit(0.5 * (y + 1.0))
+
 
 class AMCActor(Actor):
     """SB3's actor with a sigmoid at its end in place of tanh, which saturates twice as early."""

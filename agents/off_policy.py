@@ -1,4 +1,4 @@
-"""DDPG and TD3 of SB3 for short searches: no bootstrapping, noise that decays by episode."""
+"""DDPG, TD3 and SAC of SB3 for short searches: no bootstrapping, a start at the uniform plan."""
 
 from __future__ import annotations
 
@@ -8,78 +8,117 @@ import numpy as np
 import stable_baselines3
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from torch import nn
+
+from agents.replay import ReturnDictReplayBuffer, ReturnReplayBuffer
+
+WARMUPS = ("uniform", "noise")
+"""How actions of the warm-up are drawn."""
 
 
-class _ReturnsMixin:
-    """Turns the rewards of an episode into returns as soon as it ends.
-
-    A search of a few hundred episodes has no time to bootstrap a reward that comes with the last
-    step through all steps before it. Like AMC, which gives the final reward to every transition of
-    the episode (released code of https://arxiv.org/abs/1802.03494), each transition gets what
-    followed it; unlike AMC's its target ends there (`dones` is 1), so the critic learns the return
-    itself and not the return times the steps left.
-    """
-
-    rewards: np.ndarray
-    dones: np.ndarray
-    timeouts: np.ndarray
-    pos: int
-    buffer_size: int
-
-    def __init__(self, *args: Any, gamma: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.gamma = gamma
-        self._episode: list[int] = []
-
-    def add(
-        self,
-        obs: Any,
-        next_obs: Any,
-        action: Any,
-        reward: Any,
-        done: Any,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        """Store one transition of one environment."""
-        self._episode.append(self.pos)
-        super().add(obs, next_obs, action, reward, done, infos)  # type: ignore[misc]
-        if done[0]:
-            following = 0.0
-            for position in reversed(self._episode[-self.buffer_size :]):
-                following = float(self.rewards[position, 0]) + self.gamma * following
-                self.rewards[position] = following
-                self.dones[position] = 1.0
-                self.timeouts[position] = 0.0
-            self._episode = []
-
-
-class ReturnReplayBuffer(_ReturnsMixin, ReplayBuffer):
-    """Replay buffer of returns, for vector observations and one environment."""
-
-
-class ReturnDictReplayBuffer(_ReturnsMixin, DictReplayBuffer):
-    """Replay buffer of returns, for Dict observations and one environment."""
-
-
-class _EpisodeExploration(OffPolicyAlgorithm):
-    """AMC's exploration for SB3's deterministic agents.
-
-    Actions of the first `warmup_episodes` are uniform. After that they follow a normal distribution
-    around the actor's output, truncated to the action's bounds (drawn again instead of clipped, so
-    that no mass piles up at the bounds), whose standard deviation is `sigma * sigma_decay **
-    episode`, counted from the end of the warm-up.
+class _ShortSearch(OffPolicyAlgorithm):
+    """SB3's off-policy agents with returns as targets, perhaps ranked, and a chosen start.
 
     Args:
         policy: see SB3.
         env: see SB3; one environment.
+        rank_power: every stored outcome counts by its rank among all of them, see
+            `agents.replay`; None for the rewards themselves.
+        warm_start: whether the actor's first output is the uniform plan, whatever it observes.
+        kwargs: further arguments of the SB3 agent.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        env: Any,
+        *,
+        rank_power: float | None = None,
+        warm_start: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if rank_power is not None and not rank_power > 0.0:
+            raise ValueError(
+                f"rank_power={rank_power}: wanted is a power above 0, or null for plain rewards. "
+                "Change agent.rank_power."
+            )
+        self.rank_power = rank_power
+        self.warm_start = warm_start
+        super().__init__(policy, env, **kwargs)
+
+    def _setup_model(self) -> None:
+        if self.replay_buffer_class is None:
+            self.replay_buffer_class = self._buffer_class()
+            self.replay_buffer_kwargs = {
+                "rank_power": self.rank_power,
+                **self._buffer_arguments(),
+                **(self.replay_buffer_kwargs or {}),
+            }
+        super()._setup_model()
+        if self.warm_start and self.env is not None:
+            self._start_at(self._uniform_action())
+
+    def _buffer_class(self) -> Any:
+        is_dict = isinstance(self.observation_space, spaces.Dict)
+        return ReturnDictReplayBuffer if is_dict else ReturnReplayBuffer
+
+    def _buffer_arguments(self) -> dict[str, Any]:
+        return {"gamma": self.gamma}
+
+    def _uniform_action(self) -> np.ndarray:
+        """The action of the uniform plan, scaled to [-1, 1]; layerwise that of its mean ratio."""
+        env = self.env
+        assert env is not None, "asked with an environment only"
+        (ratios,) = env.env_method("uniform_ratios", indices=0)
+        if np.prod(self.action_space.shape or (1,)) < len(ratios):
+            ratios = dict.fromkeys(ratios, float(np.mean(list(ratios.values()))))
+        (action,) = env.env_method("encode_ratios", ratios, indices=0)
+        return np.asarray(self.policy.scale_action(np.asarray(action)))
+
+    def _start_at(self, action: np.ndarray) -> None:
+        """Make an action in [-1, 1] the actor's output for every observation."""
+        actor: Any = self.policy.actor
+        _set_output(actor.mu[-2], actor.mu[-1], action)
+        self.policy.actor_target.load_state_dict(actor.state_dict())
+
+
+def _set_output(layer: nn.Linear, squash: nn.Module, action: np.ndarray) -> None:
+    """Let a last layer give an action, whatever comes in; its weights begin at 0 and learn.
+
+    Args:
+        layer: gives what is squashed.
+        squash: tanh, or a module whose `inverse` undoes it.
+        action: shape (layer.out_features,), in [-1, 1]; at most 0.99 of either bound is taken.
+    """
+    wanted = torch.as_tensor(np.clip(action, -0.99, 0.99), dtype=torch.float32)
+    inverse = getattr(squash, "inverse", torch.atanh)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.copy_(inverse(wanted))
+
+
+class _EpisodeExploration(_ShortSearch):
+    """AMC's exploration for SB3's deterministic agents.
+
+    Actions of the first `warmup_episodes` are uniform, or follow the actor with constant noise.
+    After that they follow a normal distribution around the actor's output, truncated to the
+    action's bounds (drawn again instead of clipped, so that no mass piles up at the bounds), whose
+    standard deviation is `sigma * sigma_decay ** episode`, counted from the end of the warm-up.
+
+    Args:
+        policy: see SB3.
+        env: see SB3; one environment.
+        warmup: "uniform" or "noise": how actions of the warm-up are drawn.
+        warmup_episodes: episodes of the warm-up.
         sigma: standard deviation in the action scaled to [-1, 1]; AMC's 0.5 on [0, 1] is 1.0 here.
         sigma_decay: factor per episode, in (0, 1].
         sigma_min: the standard deviation never falls below this.
-        warmup_episodes: episodes of uniform actions.
-        kwargs: further arguments of the SB3 agent.
+        kwargs: further arguments, see `_ShortSearch`.
 
     Raises:
         ValueError: an argument is out of range, or SB3's `action_noise` is given too.
@@ -90,10 +129,11 @@ class _EpisodeExploration(OffPolicyAlgorithm):
         policy: Any,
         env: Any,
         *,
+        warmup: str = "uniform",
+        warmup_episodes: int = 30,
         sigma: float = 1.0,
         sigma_decay: float = 0.98,
         sigma_min: float = 0.02,
-        warmup_episodes: int = 30,
         action_noise: ActionNoise | None = None,
         **kwargs: Any,
     ) -> None:
@@ -102,16 +142,21 @@ class _EpisodeExploration(OffPolicyAlgorithm):
                 f"{type(self).__name__} makes its own noise: leave agent.action_noise empty and "
                 "set agent.sigma."
             )
+        if warmup not in WARMUPS:
+            raise ValueError(
+                f"warmup is one of {', '.join(WARMUPS)}, got {warmup!r}. Change agent.warmup."
+            )
         if not (sigma > 0 and 0 < sigma_decay <= 1 and 0 <= sigma_min <= sigma):
             raise ValueError(
                 f"sigma={sigma}, sigma_decay={sigma_decay}, sigma_min={sigma_min}: wanted are "
                 "sigma > 0, sigma_decay in (0, 1] and sigma_min in [0, sigma]. Change them in the "
                 "agent config."
             )
+        self.warmup = warmup
+        self.warmup_episodes = warmup_episodes
         self.sigma = sigma
         self.sigma_decay = sigma_decay
         self.sigma_min = sigma_min
-        self.warmup_episodes = warmup_episodes
         super().__init__(policy, env, **kwargs)
 
     @property
@@ -120,20 +165,10 @@ class _EpisodeExploration(OffPolicyAlgorithm):
         decays = max(0, self._episode_num - self.warmup_episodes)
         return max(self.sigma_min, self.sigma * self.sigma_decay**decays)
 
-    def _setup_model(self) -> None:
-        if self.replay_buffer_class is None:
-            self.replay_buffer_class = (
-                ReturnDictReplayBuffer
-                if isinstance(self.observation_space, spaces.Dict)
-                else ReturnReplayBuffer
-            )
-            self.replay_buffer_kwargs = {"gamma": self.gamma, **(self.replay_buffer_kwargs or {})}
-        super()._setup_model()
-
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        if self._episode_num < self.warmup_episodes:
+        if self.warmup == "uniform" and self._episode_num < self.warmup_episodes:
             shape = (n_envs, *(self.action_space.shape or ()))
             scaled = np.random.uniform(-1.0, 1.0, shape).astype(np.float32)
         else:
@@ -149,6 +184,39 @@ class DDPG(_EpisodeExploration, stable_baselines3.DDPG):
 
 class TD3(_EpisodeExploration, stable_baselines3.TD3):
     """SB3's TD3 (https://arxiv.org/abs/1802.09477), AMC's exploration, returns as targets."""
+
+
+class SAC(_ShortSearch, stable_baselines3.SAC):
+    """SB3's SAC (https://arxiv.org/abs/1801.01290), returns as targets.
+
+    Args:
+        policy: see SB3.
+        env: see SB3; one environment.
+        sigma: with `warm_start`, the first standard deviation of the policy before its tanh; there
+            are no uniform actions at the start then.
+        kwargs: further arguments, see `_ShortSearch` and SB3.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(self, policy: Any, env: Any, *, sigma: float = 0.35, **kwargs: Any) -> None:
+        if not sigma > 0.0:
+            raise ValueError(f"sigma={sigma}: wanted is a number above 0. Change agent.sigma.")
+        self.sigma = sigma
+        super().__init__(policy, env, **kwargs)
+
+    def _start_at(self, action: np.ndarray) -> None:
+        actor: Any = self.policy.actor
+        _set_output(actor.mu, nn.Tanh(), action)
+        with torch.no_grad():
+            actor.log_std.weight.zero_()
+            actor.log_std.bias.fill_(np.log(self.sigma))
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return super()._sample_action(0 if self.warm_start else learning_starts, None, n_envs)
 
 
 def truncated_normal(mean: np.ndarray, sigma: float) -> np.ndarray:

@@ -12,16 +12,16 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
+from agents.ranking import rank_utilities
+
 
 class RanksMixin:
     """Replaces the rewards of a rollout by the ranks of their outcomes, and returns by outcomes.
 
-    An outcome is a reward other than 0, or one that ends an episode. Its utility is `u ** power`,
-    scaled to mean 0 and variance 1 for uniform u, where u in (0, 1) is the outcome's rank among the
-    last `window` outcomes, ties at their middle (ranked rewards, https://arxiv.org/abs/1807.01672,
-    with the utilities of https://arxiv.org/abs/1106.4487 in mind: the best outcomes differ a lot,
-    the others hardly). Missing a budget band costs several times what separates two good networks;
-    as raw rewards those penalties drown the differences a search is about.
+    An outcome is a reward other than 0, or one that ends an episode. Its utility is that of its
+    rank among the last `window` outcomes, see `agents.ranking`. Missing a budget band costs several
+    times what separates two good networks; as raw rewards those penalties drown the differences a
+    search is about.
 
     The return of a step is the utility of the next outcome, at that step or later in its episode:
     in `whole` episodes each step assigns every site anew and is worth what it led to; in layerwise
@@ -63,15 +63,8 @@ class RanksMixin:
         self.advantages = self.returns - self.values
 
     def _utilities(self, rewards: np.ndarray) -> np.ndarray:
-        known = np.sort(np.fromiter(self._outcomes, dtype=np.float64))
-        if not len(known):
-            return np.zeros_like(rewards)
-        below = np.searchsorted(known, rewards, side="left")
-        not_above = np.searchsorted(known, rewards, side="right")
-        rank = (below + not_above) / (2 * len(known))  # in (0, 1); a lone outcome has 1/2
-        mean = 1 / (self.power + 1)
-        variance = 1 / (2 * self.power + 1) - mean**2
-        return ((rank**self.power - mean) / np.sqrt(variance)).astype(np.float32)
+        known = np.fromiter(self._outcomes, dtype=np.float64)
+        return rank_utilities(rewards, known, self.power)
 
 
 class RankedRolloutBuffer(RanksMixin, RolloutBuffer):

@@ -88,7 +88,14 @@ class RatioActions:
         wanted_count = kept_count(self._task.graph.groups[site], float(ratios[0]))
         others = problem.completed(state).counts
         count = problem.budget.largest_count(problem, others, site, wanted_count)
-        return state.assignment.replace(site, count), int(count != wanted_count)
+        assignment = state.assignment.replace(site, count)
+        if site + 1 < problem.num_sites:
+            return assignment, int(count != wanted_count)
+        # Only now all is decided that a projection scales; every other budget changes nothing.
+        decided = assignment.counts
+        counts = problem.budget.fit(problem, decided / self._sizes, decided)
+        clamps = int(count != wanted_count) + int((counts != decided).sum())
+        return Assignment(counts, assignment.patterns), clamps
 
     def decisions(self, assignment: Assignment) -> tuple[Decision, ...]:
         """Ratios that round to exactly the counts assigned."""

@@ -269,7 +269,8 @@ class Project:
     that the MACs after rounding down are as close below the budget as one shift allows; then single
     channels are added, largest remainder first, until none fits anywhere. What the agent chooses is
     the shape of the plan, never its size. Topping up gives a group one channel as a rule, and a few
-    to a group that is cheap beside the others.
+    to a group that is cheap beside the others. In layerwise episodes all this happens in the last
+    step: what was decided before stands in the observations as it was asked for.
 
     Args:
         relative_macs: MACs left, as a fraction of the unpruned network's, in (0, 1].

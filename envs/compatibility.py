@@ -12,9 +12,6 @@ REFUSED = {
     ("env/episode", "whole", "budget", "wall"): (
         "a wall bounds one decision at a time. Use budget=project (ratios) or budget=band"
     ),
-    ("env/episode", "layerwise", "budget", "project"): (
-        "a projection scales all decisions at once. Use budget=wall"
-    ),
     ("env/action", "pattern", "budget", "project"): (
         "a projection scales ratios, and patterns are not ratios. Use budget=band"
     ),

@@ -13,10 +13,13 @@ from gymnasium import spaces
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import instantiate
+from stable_baselines3.common.utils import polyak_update, update_learning_rate
+from torch.nn import functional
 
-from agents.amc import AMC, FinalRewardDictReplayBuffer, FinalRewardReplayBuffer
+from agents.amc import AMC
 from agents.amc_policy import AMCPolicy
 from agents.flat_features import FlatFeaturesExtractor
+from agents.replay import FinalRewardDictReplayBuffer, FinalRewardReplayBuffer
 
 CONF = Path(__file__).parents[2] / "conf"
 FLAT = {"features_extractor_class": FlatFeaturesExtractor, "net_arch": [32, 32]}
@@ -194,6 +197,22 @@ def test_no_baseline_is_none(make_env):
     assert agent.moving_average is None
 
 
+def test_the_actor_is_pulled_to_actions_by_the_rank_of_their_outcome(make_env):
+    """Ranks 1/2 and 1 weigh 1/4 and 1, whatever power the utilities have."""
+    agent = make_agent(
+        make_env("ratio"),
+        rank_power=3.0,
+        baseline="none",
+        imitation=0.5,
+        imitation_power=2.0,
+    )
+    mean, deviation = 1 / 4, np.sqrt(1 / 7 - 1 / 16)
+    batch = a_batch([(0.125 - mean) / deviation, (1.0 - mean) / deviation], [1.0, 1.0])
+    batch.actions = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    distance = agent._distance(torch.tensor([[0.5, 0.0], [0.5, 2.0]]), batch)
+    assert distance.item() == pytest.approx((0.25 * 0.25 + 1.0 * 4.25) / 1.25)
+
+
 # Schedules
 
 
@@ -270,6 +289,48 @@ def test_the_warm_up_is_uniform_or_follows_the_actor(make_env, warmup, follows):
 # The whole agent
 
 
+class PlainAMC(AMC):
+    """Updates as released before they were batched: one sample, two backward passes, and SB3's."""
+
+    def train(self, gradient_steps, batch_size=64):
+        if self._episode_num <= self.warmup_episodes and not self.learn_in_warmup:
+            return
+        self._update_learning_rate(self.critic.optimizer)
+        update_learning_rate(self.actor.optimizer, self.actor_learning_rate)
+        for _ in range(gradient_steps):
+            batch = self.replay_buffer.sample(batch_size)
+            if self.baseline == "batch":
+                self._move_average(float(batch.rewards.mean()))
+            values = self.critic(batch.observations, batch.actions)[0]
+            self._step(self.critic, functional.mse_loss(values, self._targets(batch)))
+            actions = self.actor(batch.observations)
+            self._step(self.actor, -self.critic.q1_forward(batch.observations, actions).mean())
+            for network, target in (
+                (self.critic, self.critic_target),
+                (self.actor, self.actor_target),
+            ):
+                polyak_update(network.parameters(), target.parameters(), self.tau)
+
+    @staticmethod
+    def _step(network, loss):
+        network.optimizer.zero_grad()
+        loss.backward()
+        network.optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["amc_paper", "amc_released_code"])
+def test_batched_updates_give_the_episodes_of_plain_ones(make_env, name):
+    found = []
+    for target in ("agents.amc.AMC", f"{__name__}.PlainAMC"):
+        env = make_env("ratio", "layerwise")
+        overrides = ["agent.warmup_episodes=3", "agent.learning_starts=0"]
+        build = preset(name, *SMALL, *overrides, f"agent._target_={target}")
+        build(env=env, seed=3).learn(4 * 20)
+        found.append([record.decided for record in env.history])
+    assert len(found[0]) == 20
+    assert found[0] == found[1]
+
+
 def test_the_buffer_holds_100_transitions_per_step_unless_told_otherwise(make_env):
     assert make_agent(make_env("ratio", "layerwise", num_sites=7)).buffer_size == 700
     agent = make_agent(make_env("ratio", "layerwise"), buffer_size=2000)
@@ -280,7 +341,10 @@ def test_the_buffer_holds_100_transitions_per_step_unless_told_otherwise(make_en
 def test_presets_differ_where_the_paper_and_the_code_do(make_env):
     env = make_env("ratio", "layerwise")
     paper, code, ours = (preset(name)(env=env) for name in PRESETS)
-    assert (paper.warmup, code.warmup, ours.warmup) == ("noise", "uniform", "uniform")
+    assert (paper.warmup, code.warmup) == ("noise", "uniform")
+    for agent, is_ours in ((paper, False), (code, False), (ours, True)):
+        assert (agent.warm_start, agent.rank_power is not None) == (is_ours, is_ours)
+        assert agent.critic.optimizer.defaults["fused"] is (True if is_ours else None)
     assert (paper.warmup_episodes, code.warmup_episodes) == (100, 101)
     assert (paper.learn_in_warmup, code.learn_in_warmup) == (True, False)
     assert (paper.sigma, code.sigma, code.sigma_decay) == (1.0, 0.95, 0.95)
@@ -372,6 +436,10 @@ def test_a_known_best_is_found(make_env):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"imitation": -1.0}, r"imitation=-1.0, .* wanted are 0 or more"),
+        ({"imitation": 1.0}, r"rank_power is null. Set agent\.rank_power"),
+        ({"rank_power": 0.0}, r"rank_power=0.0: .* Change agent\.rank_power"),
+        ({"rank_power": 2.0}, r"the baseline is 'batch'. Set agent\.baseline=none"),
         ({"warmup": "none"}, r"warmup is one of uniform, noise, got 'none'. Change agent\.warmup"),
         ({"baseline": "mean"}, r"baseline is one of batch, episode, none, got 'mean'"),
         ({"baseline_step": 0.0}, r"must be in \(0, 1\], got 0.0. Change agent\.baseline_step"),

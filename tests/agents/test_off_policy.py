@@ -5,10 +5,13 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.noise import NormalActionNoise
 
+from agents.amc import AMC
+from agents.amc_policy import AMCPolicy
 from agents.encoder import NodeEncoder
 from agents.features_extractor import GraphFeaturesExtractor
 from agents.flat_features import FlatFeaturesExtractor
-from agents.off_policy import DDPG, TD3, ReturnReplayBuffer, truncated_normal
+from agents.off_policy import DDPG, SAC, TD3, truncated_normal
+from agents.replay import ReturnReplayBuffer
 
 FLAT = {"features_extractor_class": FlatFeaturesExtractor, "net_arch": [64, 64]}
 GRAPH = {
@@ -122,9 +125,49 @@ def test_the_flat_features_are_all_entries_but_the_mask(make_env):
     assert FlatFeaturesExtractor(spaces.Box(0, 1, (11,))).features_dim == 11
 
 
+# A start at the uniform plan
+
+
+@pytest.mark.parametrize("agent_class", [DDPG, TD3, SAC, AMC])
+@pytest.mark.parametrize("episode", ["whole", "layerwise"])
+def test_the_first_output_is_the_uniform_plan(make_env, agent_class, episode):
+    """The environment's uniform ratios are 0.25 at every site, and an action is a ratio there."""
+    env = make_env("ratio", episode)
+    policy = AMCPolicy if agent_class is AMC else "MultiInputPolicy"
+    agent = agent_class(
+        policy, env, policy_kwargs=dict(FLAT), seed=0, warm_start=True, buffer_size=9
+    )
+    for observation in (env.reset()[0], env.step(env.action_space.sample())[0]):
+        action, _ = agent.predict(observation, deterministic=True)
+        assert action.shape == ((4,) if episode == "whole" else (1,))
+        np.testing.assert_allclose(action, 0.25, atol=1e-6)
+
+
+def test_a_warm_warm_up_follows_the_uniform_plan(make_env):
+    env = make_env("ratio")
+    agent = make_agent(
+        env, warm_start=True, warmup="noise", warmup_episodes=9, sigma=0.01, sigma_min=0.0
+    )
+    agent.learn(5)
+    np.testing.assert_allclose([record.decided for record in env.history], 0.25, atol=0.06)
+
+
+def test_sac_begins_with_its_own_policy_and_the_given_deviation(make_env):
+    env = make_env("ratio", num_sites=64)
+    kwargs = {"policy_kwargs": dict(FLAT), "seed": 0, "buffer_size": 99, "learning_starts": 1000}
+    agent = SAC("MultiInputPolicy", env, warm_start=True, sigma=0.1, **kwargs)
+    agent.learn(20)
+    drawn = np.arctanh([record.decided for record in env.history])
+    assert drawn.mean() == pytest.approx(np.arctanh(0.25), abs=0.02)
+    assert drawn.std() == pytest.approx(0.1, rel=0.1)
+    with pytest.raises(ValueError, match=r"sigma=0: .* Change agent\.sigma"):
+        SAC("MultiInputPolicy", env, sigma=0, **kwargs)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        pytest.param({"rank_power": -1}, r"rank_power=-1: .* Change agent\.rank_power", id="rank"),
         pytest.param({"sigma": -1.0}, "sigma=-1.0", id="sigma"),
         pytest.param({"sigma_decay": 1.5}, "sigma_decay=1.5", id="decay"),
         pytest.param({"sigma_min": 2.0}, "sigma_min=2.0", id="min"),

@@ -45,7 +45,7 @@ def makes_sense(combination):
     _, action, episode, budget, reward = names(combination)
     return not (
         (episode == "whole" and budget == "wall")
-        or (budget == "project" and (episode == "layerwise" or action == "pattern"))
+        or (budget == "project" and action == "pattern")
         or (budget == "none" and reward == "amc_error")
     )
 
