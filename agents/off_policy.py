@@ -82,9 +82,9 @@ class _ShortSearch(OffPolicyAlgorithm):
 
     def _start_at(self, action: np.ndarray) -> None:
         """Make an action in [-1, 1] the actor's output for every observation."""
-        actor: Any = self.policy.actor
-        _set_output(actor.mu[-2], actor.mu[-1], action)
-        self.policy.actor_target.load_state_dict(actor.state_dict())
+        policy: Any = self.policy
+        _set_output(policy.actor.mu[-2], policy.actor.mu[-1], action)
+        policy.actor_target.load_state_dict(policy.actor.state_dict())
 
 
 def _set_output(layer: nn.Linear, squash: nn.Module, action: np.ndarray) -> None:
