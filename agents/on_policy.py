@@ -12,6 +12,8 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
+from agents.local_start import STARTS, check_start
+
 
 class RanksMixin:
     """Replaces the rewards of a rollout by the ranks of their outcomes, and returns by outcomes.
@@ -110,6 +112,9 @@ class RankedOutcomes(OnPolicyAlgorithm):
         rank_power: exponent of the rank, see `RanksMixin`; None learns from the rewards
             themselves, with SB3's `gamma` and `gae_lambda`, which are not used otherwise.
         rank_window: outcomes among which one is ranked.
+        start: one of `agents.local_start.STARTS`: the plan that the first mean of an
+            `agents.allocation_policy.AllocationPolicy` stands for; other policies begin as they
+            were made, "uniform".
         kwargs: further arguments of the SB3 agent.
 
     Raises:
@@ -123,8 +128,10 @@ class RankedOutcomes(OnPolicyAlgorithm):
         *,
         rank_power: float | None = 8.0,
         rank_window: int = 128,
+        start: str = "uniform",
         **kwargs: Any,
     ) -> None:
+        check_start(start)
         if (rank_power is not None and rank_power <= 0) or rank_window < 2:
             raise ValueError(
                 f"rank_power={rank_power}, rank_window={rank_window}: wanted are a power above 0, "
@@ -132,6 +139,7 @@ class RankedOutcomes(OnPolicyAlgorithm):
             )
         self.rank_power = rank_power
         self.rank_window = rank_window
+        self.start = start
         super().__init__(policy, env, **kwargs)
 
     def _setup_model(self) -> None:
@@ -139,6 +147,20 @@ class RankedOutcomes(OnPolicyAlgorithm):
             self.rollout_buffer_class = self._ranked_buffer_class()  # type: ignore[assignment]
             self.rollout_buffer_kwargs = {"power": self.rank_power, "window": self.rank_window}
         super()._setup_model()
+        if self.start != "uniform" and self.env is not None:  # a saved agent has its weights
+            self._start_policy()
+
+    def _start_policy(self) -> None:
+        centre = getattr(self.policy, "centre", None)
+        if centre is None:
+            raise ValueError(
+                f"agent.start={self.start} sets the mean of an AllocationPolicy, and the policy "
+                f"is {type(self.policy).__name__}. Set env=allocation, or agent.start=uniform."
+            )
+        assert self.env is not None
+        (observation,) = self.env.env_method("first_observation", indices=[0])
+        seed = int(self.seed or 0)
+        centre(observation, STARTS[self.start](self.env, seed))
 
     def _ranked_buffer_class(self) -> type[RanksMixin]:
         is_dict = isinstance(self.observation_space, spaces.Dict)
