@@ -1,4 +1,4 @@
-"""Where a search for one action begins: at the uniform plan, or where the local errors are least."""
+"""Where a search for one action begins: at the uniform plan, or where local errors are least."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import stable_baselines3
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from agents.local_start import STARTS, check_start
@@ -143,6 +144,8 @@ class RankedOutcomes(OnPolicyAlgorithm):
         super().__init__(policy, env, **kwargs)
 
     def _setup_model(self) -> None:
+        if self.rank_power is not None and self.env is not None:
+            check_ranks(self.env)
         if self.rank_power is not None and self.rollout_buffer_class is None:
             self.rollout_buffer_class = self._ranked_buffer_class()  # type: ignore[assignment]
             self.rollout_buffer_kwargs = {"power": self.rank_power, "window": self.rank_window}
@@ -165,6 +168,19 @@ class RankedOutcomes(OnPolicyAlgorithm):
     def _ranked_buffer_class(self) -> type[RanksMixin]:
         is_dict = isinstance(self.observation_space, spaces.Dict)
         return RankedDictRolloutBuffer if is_dict else RankedRolloutBuffer
+
+
+def check_ranks(env: VecEnv) -> None:
+    """Refuse an environment that pays on the way: its small change is no outcome to be ranked.
+
+    Raises:
+        ValueError: it does.
+    """
+    if any(getattr(inner, "pays_every_step", False) for inner in env.get_attr("unwrapped")):
+        raise ValueError(
+            "Outcomes are ranked at the end of an episode, and this environment pays at every "
+            "step. Set agent.rank_power=null agent.gae_lambda=0.9, or env/shaping=none."
+        )
 
 
 class PPO(RankedOutcomes, stable_baselines3.PPO):

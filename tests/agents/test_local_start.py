@@ -12,7 +12,6 @@ from agents.imagination import ImaginationAgent
 from agents.local_start import local_error_start, uniform_start
 from agents.masked_policy import MaskedPolicy
 from agents.on_policy import PPO
-from agents.tpe import TPEAgent
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +116,7 @@ def test_a_loaded_ppo_keeps_what_it_learned(env, tmp_path):
     )
 
 
-@pytest.mark.parametrize("agent_class", [CMAESAgent, OnePlusOneAgent, TPEAgent, ImaginationAgent])
+@pytest.mark.parametrize("agent_class", [CMAESAgent, OnePlusOneAgent, ImaginationAgent])
 def test_an_unknown_start_is_refused(env, agent_class):
     with pytest.raises(ValueError, match=r"uniform, local_error, got 'best'\. Change agent\.start"):
         agent_class(env, start="best")
