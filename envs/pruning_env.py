@@ -65,6 +65,9 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
     | `layer` | whole | `Box(0, 1, (S * 11,))` | the same for all sites |
     | `graph` | both | `GraphObservationSpace` | the whole network; see graphs/observation.py |
 
+    Both can hold more about every site, from activations or from counted evaluations that are made
+    when the environment is; see envs/cut_features.py.
+
     ## Rewards
     Named terms, summed, in `info["reward_terms"]`. Layerwise they are paid at the last step, and
     the others pay 0, or what the shaping says. Outside a budget band the network is not measured,
