@@ -49,10 +49,10 @@ class LocalErrorShaping:
     a whole episode is worth what the reward says, and the best plan stays the same (potential-based
     shaping; Ng, Harada and Russell, "Policy invariance under reward transformations", ICML 1999).
     That holds for undiscounted returns, `agent.gamma=1`. An agent whose returns reach to the end of
-    the episode learns nothing from a refund but another baseline; it speeds up agents that look
+    the episode learns nothing from a refund but another baseline; it matters to agents that look
     less far ahead, such as PPO with `agent.gae_lambda` below 1. Without `refund` the local errors
-    are a part of the objective, also where plans are ranked, and may push a plan outside a budget
-    band less far below the others.
+    are a part of the objective, also where plans are ranked, and a ruined plan inside a budget band
+    may be paid less than a mild one outside.
 
     Only removed channels have a local error; weights that a pattern masks have none.
 
