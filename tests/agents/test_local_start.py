@@ -30,7 +30,7 @@ def vectorised(env):
 
 
 def error_of(env, action):
-    return env.local_errors(env.preview(action[None], rounded=True)).sum()
+    return (env.local_errors(env.preview(action[None], rounded=True)) ** 2).sum()
 
 
 def ppo(env, **settings):
@@ -51,8 +51,8 @@ def test_the_start_has_less_local_error_than_the_uniform_plan_and_meets_the_budg
 def test_no_plan_of_many_has_much_less_local_error_than_the_start(env):
     start = local_error_start(vectorised(env), 3)
     drawn = np.random.default_rng(0).uniform(-1, 1, (3000, 3))
-    errors = env.local_errors(env.preview(drawn)).sum(1)
-    assert env.local_errors(env.preview(start[None])).sum() < errors.min() + 1e-3
+    errors = (env.local_errors(env.preview(drawn)) ** 2).sum(1)
+    assert (env.local_errors(env.preview(start[None])) ** 2).sum() < errors.min() + 1e-3
 
 
 def test_the_uniform_plan_stays_where_nothing_is_better(env):
