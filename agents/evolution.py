@@ -13,7 +13,8 @@ from cmaes import CMA
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.baselines import ScriptedAgent, uniform_action
+from agents.baselines import ScriptedAgent
+from agents.local_start import STARTS, check_start
 
 
 class Strategy(Protocol):
@@ -147,24 +148,26 @@ class OnePlusOneStrategy:
 class EvolutionAgent(ScriptedAgent, ABC):
     """Lets a strategy decide all groups in one step, and tells it the reward.
 
-    The search starts at the uniform plan. What the environment knows already costs no evaluation
-    and is told like any other reward. A saved agent holds its seed, its start and the rewards, and
-    asks and tells them again when it is loaded: a few milliseconds, and nothing of the library's
-    own state is written.
+    What the environment knows already costs no evaluation and is told like any other reward. A
+    saved agent holds its seed, its start and the rewards, and asks and tells them again when it is
+    loaded: a few milliseconds, and nothing of the library's own state is written.
 
     Args:
         env: an environment whose episodes are one step with a Box action of one entry per group.
         sigma: first standard deviation; actions lie in [-1, 1].
         seed: same seed, same episodes; None draws one.
+        start: one of `agents.local_start.STARTS`, the plan that the search begins at.
 
     Raises:
-        ValueError: sigma is out of range, or the environment has other episodes or actions.
+        ValueError: a setting is out of range, or the environment has other episodes or actions.
     """
 
-    def __init__(self, env: Any, *, sigma: float, seed: int | None) -> None:
+    def __init__(self, env: Any, *, sigma: float, seed: int | None, start: str = "uniform") -> None:
+        check_start(start)
         if not 0.0 < sigma < math.inf:
             raise ValueError(f"sigma={sigma}: wanted is a number above 0. Change agent.sigma.")
         self.sigma = sigma
+        self.start = start
         self._start: np.ndarray | None = None
         self._rewards: list[float] = []
         self._strategy: Strategy | None = None
@@ -193,7 +196,7 @@ class EvolutionAgent(ScriptedAgent, ABC):
             )
 
     def start_at(self, action: np.ndarray) -> None:
-        """Begin the search at an action instead of the uniform plan.
+        """Begin the search at an action, whatever `start` says.
 
         Args:
             action: shape (S,).
@@ -212,7 +215,7 @@ class EvolutionAgent(ScriptedAgent, ABC):
         self._strategy = None
 
     def _recommended(self, env: VecEnv) -> np.ndarray:
-        """The centre of the search, at first the uniform plan."""
+        """The centre of the search, at first its start."""
         space = env.action_space
         assert isinstance(space, spaces.Box), "checked by set_env"
         return np.clip(self._searching(env).mean, space.low, space.high).astype(np.float32)
@@ -235,10 +238,10 @@ class EvolutionAgent(ScriptedAgent, ABC):
         self._rewards.append(reward)
 
     def _searching(self, env: VecEnv) -> Strategy:
-        """The strategy, built at the uniform plan when it is first needed."""
+        """The strategy, built at its start when it is first needed."""
         if self._strategy is None:
             if self._start is None:
-                self._start = uniform_action(env, self.rng).astype(np.float64)
+                self._start = STARTS[self.start](env, self._strategy_seed).astype(np.float64)
             space = env.action_space
             assert isinstance(space, spaces.Box), "checked by set_env"
             self._strategy = self._make_strategy(self._start, space)
@@ -248,7 +251,7 @@ class EvolutionAgent(ScriptedAgent, ABC):
         return self._strategy
 
     def _settings(self) -> dict[str, Any]:
-        return {"sigma": self.sigma}
+        return {"sigma": self.sigma, "start": self.start}
 
     def _memory(self) -> dict[str, Any]:
         return {
@@ -266,12 +269,13 @@ class EvolutionAgent(ScriptedAgent, ABC):
 
 
 class CMAESAgent(EvolutionAgent):
-    """CMA-ES (https://arxiv.org/abs/1604.00772) from the uniform plan.
+    """CMA-ES (https://arxiv.org/abs/1604.00772).
 
     Args:
         env: an environment whose episodes are one step with a Box action of one entry per group.
         sigma: first standard deviation, above 0; actions lie in [-1, 1].
         population_size: plans per generation, at least 2; None for 4 + floor(3 ln(groups)).
+        start: see `EvolutionAgent`.
         policy: not used; accepted so that every agent takes the same arguments.
         seed: same seed, same episodes; None draws one.
         verbose: not used.
@@ -286,6 +290,7 @@ class CMAESAgent(EvolutionAgent):
         *,
         sigma: float = 0.3,
         population_size: int | None = 6,
+        start: str = "uniform",
         policy: Any = None,
         seed: int | None = None,
         verbose: int = 0,
@@ -296,7 +301,7 @@ class CMAESAgent(EvolutionAgent):
                 f"Change agent.population_size."
             )
         self.population_size = population_size
-        super().__init__(env, sigma=sigma, seed=seed)
+        super().__init__(env, sigma=sigma, seed=seed, start=start)
 
     def _make_strategy(self, start: np.ndarray, space: spaces.Box) -> CMAStrategy:
         return CMAStrategy(
@@ -326,12 +331,13 @@ class CMAESAgent(EvolutionAgent):
 
 
 class OnePlusOneAgent(EvolutionAgent):
-    """The (1+1) evolution strategy with the one-fifth rule, from the uniform plan.
+    """The (1+1) evolution strategy with the one-fifth rule.
 
     Args:
         env: an environment whose episodes are one step with a Box action of one entry per group.
         sigma: first standard deviation, above 0; actions lie in [-1, 1].
         factor: growth of sigma after a success, at least 1; 1 keeps sigma.
+        start: see `EvolutionAgent`.
         policy: not used; accepted so that every agent takes the same arguments.
         seed: same seed, same episodes; None draws one.
         verbose: not used.
@@ -346,6 +352,7 @@ class OnePlusOneAgent(EvolutionAgent):
         *,
         sigma: float = 0.3,
         factor: float = 1.5,
+        start: str = "uniform",
         policy: Any = None,
         seed: int | None = None,
         verbose: int = 0,
@@ -355,7 +362,7 @@ class OnePlusOneAgent(EvolutionAgent):
                 f"factor={factor}: wanted is a number of at least 1. Change agent.factor."
             )
         self.factor = factor
-        super().__init__(env, sigma=sigma, seed=seed)
+        super().__init__(env, sigma=sigma, seed=seed, start=start)
 
     def _make_strategy(self, start: np.ndarray, space: spaces.Box) -> OnePlusOneStrategy:
         return OnePlusOneStrategy(

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.allocation_policy import AllocationPolicy
 from agents.evolution import EvolutionAgent
 from agents.imagined_env import ImaginedVecEnv, Preview
+from agents.local_start import LocalErrorSum
 from agents.on_policy import PPO
 from agents.reward_model import GaussianProcess, PriorModel, RewardModel
 
@@ -183,6 +184,7 @@ class ImaginationAgent(EvolutionAgent):
         prior_weight: how much of the trend in the plans' local errors (`pruning.local_error`) is
             believed, in [0, 1]; they are known before anything is measured, and choose half of the
             plans of the warm-up. None: not used.
+        start: see `agents.evolution.EvolutionAgent`; the warm-up draws around it.
         seed: same seed, same episodes; None draws one.
         verbose: not used.
         device: of the policy.
@@ -213,6 +215,7 @@ class ImaginationAgent(EvolutionAgent):
         drawn_plans: int = 800,
         optimism: float = 1.5,
         prior_weight: float | None = 0.5,
+        start: str = "uniform",
         seed: int | None = None,
         verbose: int = 0,
         device: str = "cpu",
@@ -260,7 +263,7 @@ class ImaginationAgent(EvolutionAgent):
         }
         self.prior_weight = prior_weight
         self.prepare_policy: Callable[[AllocationPolicy], None] | None = None
-        super().__init__(env, sigma=1.0, seed=seed)
+        super().__init__(env, sigma=1.0, seed=seed, start=start)
 
     @classmethod
     def load(cls, path: str | Path, env: Any = None) -> ImaginationAgent:
@@ -321,7 +324,7 @@ class ImaginationAgent(EvolutionAgent):
             self.prepare_policy(ppo.policy)
         model = self._model
         if self.prior_weight is not None:
-            model = PriorModel(model, _LocalError(env), self.prior_weight)
+            model = PriorModel(model, LocalErrorSum(env), self.prior_weight)
         return ImaginationStrategy(
             start,
             ppo,
@@ -331,19 +334,3 @@ class ImaginationAgent(EvolutionAgent):
             seed=self._strategy_seed,
             **self._strategy_settings,
         )
-
-
-class _LocalError:
-    """Summed local errors of plans, (batch,).
-
-    Args:
-        env: holds environments with `local_errors`, see `envs.pruning_env.PruningEnv`.
-    """
-
-    def __init__(self, env: VecEnv) -> None:
-        self._env = env
-
-    def __call__(self, plans: np.ndarray) -> np.ndarray:
-        """From kept fractions (batch, S)."""
-        (errors,) = self._env.env_method("local_errors", plans, indices=[0])
-        return errors.sum(1)

@@ -10,8 +10,10 @@ import stable_baselines3
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from agents.local_start import STARTS, check_start
 from agents.ranking import rank_utilities
 
 
@@ -103,6 +105,9 @@ class RankedOutcomes(OnPolicyAlgorithm):
         rank_power: exponent of the rank, see `RanksMixin`; None learns from the rewards
             themselves, with SB3's `gamma` and `gae_lambda`, which are not used otherwise.
         rank_window: outcomes among which one is ranked.
+        start: one of `agents.local_start.STARTS`: the plan that the first mean of an
+            `agents.allocation_policy.AllocationPolicy` stands for; other policies begin as they
+            were made, "uniform".
         kwargs: further arguments of the SB3 agent.
 
     Raises:
@@ -116,8 +121,10 @@ class RankedOutcomes(OnPolicyAlgorithm):
         *,
         rank_power: float | None = 8.0,
         rank_window: int = 128,
+        start: str = "uniform",
         **kwargs: Any,
     ) -> None:
+        check_start(start)
         if (rank_power is not None and rank_power <= 0) or rank_window < 2:
             raise ValueError(
                 f"rank_power={rank_power}, rank_window={rank_window}: wanted are a power above 0, "
@@ -125,17 +132,47 @@ class RankedOutcomes(OnPolicyAlgorithm):
             )
         self.rank_power = rank_power
         self.rank_window = rank_window
+        self.start = start
         super().__init__(policy, env, **kwargs)
 
     def _setup_model(self) -> None:
+        if self.rank_power is not None and self.env is not None:
+            check_ranks(self.env)
         if self.rank_power is not None and self.rollout_buffer_class is None:
             self.rollout_buffer_class = self._ranked_buffer_class()  # type: ignore[assignment]
             self.rollout_buffer_kwargs = {"power": self.rank_power, "window": self.rank_window}
         super()._setup_model()
+        if self.start != "uniform" and self.env is not None:  # a saved agent has its weights
+            self._start_policy()
+
+    def _start_policy(self) -> None:
+        centre = getattr(self.policy, "centre", None)
+        if centre is None:
+            raise ValueError(
+                f"agent.start={self.start} sets the mean of an AllocationPolicy, and the policy "
+                f"is {type(self.policy).__name__}. Set env=allocation, or agent.start=uniform."
+            )
+        assert self.env is not None
+        (observation,) = self.env.env_method("first_observation", indices=[0])
+        seed = int(self.seed or 0)
+        centre(observation, STARTS[self.start](self.env, seed))
 
     def _ranked_buffer_class(self) -> type[RanksMixin]:
         is_dict = isinstance(self.observation_space, spaces.Dict)
         return RankedDictRolloutBuffer if is_dict else RankedRolloutBuffer
+
+
+def check_ranks(env: VecEnv) -> None:
+    """Refuse an environment that pays on the way: its small change is no outcome to be ranked.
+
+    Raises:
+        ValueError: it does.
+    """
+    if any(getattr(inner, "pays_every_step", False) for inner in env.get_attr("unwrapped")):
+        raise ValueError(
+            "Outcomes are ranked at the end of an episode, and this environment pays at every "
+            "step. Set agent.rank_power=null agent.gae_lambda=0.9, or env/shaping=none."
+        )
 
 
 class PPO(RankedOutcomes, stable_baselines3.PPO):

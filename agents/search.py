@@ -14,6 +14,7 @@ from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common import logger as sb3_logger
 from stable_baselines3.common.callbacks import BaseCallback
 
+from agents.amc import AMC
 from agents.callbacks import EvaluationLimit, Progress
 
 ACTION_SPACES: dict[type, tuple[type[spaces.Space], ...]] = {
@@ -133,7 +134,7 @@ def run_search(
 
 
 def check_agent(agent_class: type, env: Any) -> None:
-    """Refuse an agent that cannot take the actions of an environment; call it before building it.
+    """Refuse an agent that cannot take an environment's actions or rewards, before it is built.
 
     Args:
         agent_class: class of the agent, such as `stable_baselines3.DDPG`.
@@ -142,6 +143,12 @@ def check_agent(agent_class: type, env: Any) -> None:
     Raises:
         ValueError: they do not fit; the message names both and what fits.
     """
+    if issubclass(agent_class, AMC) and getattr(env.unwrapped, "pays_every_step", False):
+        raise ValueError(
+            f"{agent_class.__name__} gives the last reward of an episode to all of its steps, and "
+            f"this environment pays at every step. Set env/shaping=none, or take an agent whose "
+            f"returns begin at each step: agent=ddpg, td3 or sac."
+        )
     allowed = next(
         (kinds for kind, kinds in ACTION_SPACES.items() if issubclass(agent_class, kind)), None
     )

@@ -77,13 +77,14 @@ class TPEStrategy:
 
 
 class TPEAgent(EvolutionAgent):
-    """TPE of Optuna, from the uniform plan.
+    """TPE of Optuna.
 
     Args:
         env: an environment whose episodes are one step with a Box action of one entry per group.
-        num_random: plans before the estimator has its say, at least 1: the uniform plan, then
-            uniform draws.
+        num_random: plans before the estimator has its say, at least 1: the start, then uniform
+            draws.
         multivariate: whether the entries of a plan are drawn together.
+        start: see `EvolutionAgent`.
         policy: not used; accepted so that every agent takes the same arguments.
         seed: same seed, same episodes; None draws one.
         verbose: not used.
@@ -99,6 +100,7 @@ class TPEAgent(EvolutionAgent):
         *,
         num_random: int = 10,
         multivariate: bool = True,
+        start: str = "uniform",
         policy: Any = None,
         seed: int | None = None,
         verbose: int = 0,
@@ -109,7 +111,7 @@ class TPEAgent(EvolutionAgent):
             )
         import_optuna()
         self.num_random, self.multivariate = num_random, multivariate
-        super().__init__(env, sigma=1.0, seed=seed)
+        super().__init__(env, sigma=1.0, seed=seed, start=start)
 
     def _make_strategy(self, start: np.ndarray, space: spaces.Box) -> TPEStrategy:
         return TPEStrategy(
@@ -121,7 +123,11 @@ class TPEAgent(EvolutionAgent):
         )
 
     def _settings(self) -> dict[str, Any]:
-        return {"num_random": self.num_random, "multivariate": self.multivariate}
+        return {
+            "num_random": self.num_random,
+            "multivariate": self.multivariate,
+            "start": self.start,
+        }
 
 
 def import_optuna() -> Any:

@@ -7,6 +7,7 @@ from envs.band_reward import BandReward
 from envs.budgets import Budget
 from envs.episodes import Episode
 from envs.rewards import Reward
+from envs.shaping import Shaping
 
 REFUSED = {
     ("env/episode", "whole", "budget", "wall"): (
@@ -19,7 +20,13 @@ REFUSED = {
 """Pairs of parts that make no sense together, and what to do instead."""
 
 
-def check_parts(action: Action, episode: Episode, budget: Budget, reward: Reward) -> None:
+def check_parts(
+    action: Action,
+    episode: Episode,
+    budget: Budget,
+    reward: Reward,
+    shaping: Shaping | None = None,
+) -> None:
     """Refuse parts that make no sense together.
 
     Args:
@@ -27,6 +34,7 @@ def check_parts(action: Action, episode: Episode, budget: Budget, reward: Reward
         episode: how the sites are walked through.
         budget: how many MACs may be left.
         reward: what an outcome is worth.
+        shaping: what steps before the last are paid.
 
     Raises:
         ValueError: the message names both keys.
@@ -39,6 +47,12 @@ def check_parts(action: Action, episode: Episode, budget: Budget, reward: Reward
     for (first, one, second, other), reason in REFUSED.items():
         if parts[first] == one and parts[second] == other:
             raise ValueError(f"{first}={one} and {second}={other} do not go together: {reason}.")
+    if shaping is not None and not episode.is_sequential:
+        raise ValueError(
+            f"env/shaping={shaping.name} and env/episode={episode.name} do not go together: it "
+            f"pays for one decided site after the other. Set env/episode=layerwise, or "
+            f"env/shaping=none."
+        )
     if isinstance(reward, BandReward) and not budget.evaluate_outside:
         raise ValueError(
             "reward=band and budget.evaluate_outside=false do not go together: it pays by the "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from gymnasium import spaces
 
+from envs.cut_features import check_ratios, cut_features
 from envs.problem import Problem, State
 from graphs.features import NetworkFacts, mean_length, owning_site
 from graphs.network_graph import FROZEN
@@ -18,6 +20,7 @@ LAYER_FEATURES = ("t", "n", "c", "h", "w", "stride", "k", "macs", "reduced", "re
 """The features of AMC, section 3.1, in the order of the paper."""
 
 NUM_STATIC = LAYER_FEATURES.index("macs")
+PREVIOUS = LAYER_FEATURES.index("a")
 
 
 class View(Protocol):
@@ -67,14 +70,30 @@ class LayerObservation:
     are those of its first producer. MACs are those of dense hardware, whatever the budget counts.
     Layerwise the vector of the current site, shape (11,); the vector after the last decision is
     that of the last site. In whole episodes one vector per site one after the other, shape
-    (S * 11,), where `a` is the fraction now removed at the site itself.
+    (S * 11,), where `a` is the fraction now removed at the site itself. What the arguments add
+    comes after the 11, see `envs.cut_features`.
+
+    Args:
+        local_errors: whether a vector also holds the local errors of its site at three fractions.
+        sensitivities: pruning ratios in (0, 1) at which every site is pruned alone and measured,
+            before the first episode; a vector also holds how much the loss rises.
+
+    Raises:
+        ValueError: a ratio is out of range.
     """
+
+    local_errors: bool = False
+    sensitivities: Sequence[float] = ()
 
     name = "layer"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sensitivities", check_ratios(self.sensitivities))
+
     def view(self, problem: Problem) -> View:
         """The vectors of the sites of `problem`."""
-        return LayerView(problem)
+        more = cut_features(problem, local_errors=self.local_errors, ratios=self.sensitivities)
+        return LayerView(problem, more)
 
 
 class LayerView:
@@ -82,10 +101,12 @@ class LayerView:
 
     Args:
         problem: what is pruned.
+        more: further static features in [0, 1], (S, K).
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, more: np.ndarray) -> None:
         self._problem = problem
+        self._more = more
         graph = problem.task.graph
         operators = [site.operators for site in problem.task.sites]
         # Operators of no site are counted at one more site behind the last.
@@ -109,7 +130,8 @@ class LayerView:
         raw = np.asarray(columns, dtype=np.float64)
         span = raw.max(axis=0) - raw.min(axis=0)
         self._static = (raw - raw.min(axis=0)) / np.where(span > 0, span, 1.0)
-        length = len(LAYER_FEATURES) * (1 if problem.is_sequential else problem.num_sites)
+        width = len(LAYER_FEATURES) + more.shape[1]
+        length = width * (1 if problem.is_sequential else problem.num_sites)
         self.space: spaces.Space[Any] = spaces.Box(0.0, 1.0, (length,), np.float32)
 
     def observe(self, state: State, mask: np.ndarray | None) -> np.ndarray:
@@ -125,11 +147,12 @@ class LayerView:
         if problem.is_sequential:
             site = problem.num_sites - 1 if state.site is None else state.site
             previous = problem.num_sites - 1 if state.site is None else site - 1
-            table[site, -1] = removed[previous] if previous >= 0 else 0.0
-            table = table[site]
+            table[site, PREVIOUS] = removed[previous] if previous >= 0 else 0.0
+            rows = np.concatenate([table[site], self._more[site]])
         else:
-            table[:, -1] = removed
-        return np.clip(table.ravel(), 0.0, 1.0).astype(np.float32)
+            table[:, PREVIOUS] = removed
+            rows = np.concatenate([table, self._more], axis=1)
+        return np.clip(rows.ravel(), 0.0, 1.0).astype(np.float32)
 
     def _shares(self, state: State) -> tuple[np.ndarray, float]:
         """MACs of each site (S,), and MACs removed anywhere, as fractions of all MACs."""
@@ -148,14 +171,30 @@ class GraphObservation:
 
     The observation holds what changes (`graphs.observation.GraphObservationSpace`); what never
     does, with all features of the real network, is `observation_space.topology`. The same network
-    in the same state always gives the same observation.
+    in the same state always gives the same observation. What the arguments add are site features of
+    the topology, see `envs.cut_features`.
+
+    Args:
+        local_errors: whether sites have their local errors at three fractions as features.
+        sensitivities: pruning ratios in (0, 1) at which every site is pruned alone and measured,
+            before the first episode; how much the loss rises is a feature.
+
+    Raises:
+        ValueError: a ratio is out of range.
     """
+
+    local_errors: bool = False
+    sensitivities: Sequence[float] = ()
 
     name = "graph"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sensitivities", check_ratios(self.sensitivities))
+
     def view(self, problem: Problem) -> View:
         """The graph of the network of `problem`."""
-        return GraphView(problem)
+        more = cut_features(problem, local_errors=self.local_errors, ratios=self.sensitivities)
+        return GraphView(problem, more)
 
 
 class GraphView:
@@ -163,9 +202,10 @@ class GraphView:
 
     Args:
         problem: what is pruned.
+        more: further static site features in [0, 1], (S, K).
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, more: np.ndarray) -> None:
         self._problem = problem
         graph = problem.task.graph
         operators = [site.operators for site in problem.task.sites]
@@ -174,6 +214,7 @@ class GraphView:
             network_facts(problem),
             num_patterns=problem.actions.num_patterns,
             is_sequential=problem.is_sequential,
+            more_site_features=more,
         )
         has_mask = problem.actions.mask(problem, problem.initial()) is not None
         self.space: spaces.Space[Any] = GraphObservationSpace(topology, has_action_mask=has_mask)

@@ -10,6 +10,7 @@ import numpy as np
 from envs.actions import RatioActions
 from envs.observations import View
 from envs.problem import Problem, State
+from envs.shaping import BoundShaping
 
 if TYPE_CHECKING:
     from envs.budgets import Limits
@@ -24,11 +25,17 @@ class ProblemView:
     _state: State
     _view: View
     _mask: np.ndarray | None
+    _shaping: BoundShaping | None
 
     @property
     def horizon(self) -> int:
         """Most steps of an episode."""
         return self._problem.horizon
+
+    @property
+    def pays_every_step(self) -> bool:
+        """Whether layerwise steps are paid before the last one, see `envs.shaping`."""
+        return self._shaping is not None
 
     @property
     def limits(self) -> Limits:

@@ -30,6 +30,7 @@ from envs.rewards import (
     likelihood_kept,
     merit,
 )
+from envs.shaping import Shaping
 from pruning.plan import Candidate
 from pruning.task import PruningTask
 
@@ -64,11 +65,14 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
     | `layer` | whole | `Box(0, 1, (S * 11,))` | the same for all sites |
     | `graph` | both | `GraphObservationSpace` | the whole network; see graphs/observation.py |
 
+    Both can hold more about every site, from activations or from counted evaluations that are made
+    when the environment is; see envs/cut_features.py.
+
     ## Rewards
     Named terms, summed, in `info["reward_terms"]`. Layerwise they are paid at the last step, and
-    the others pay 0. Outside a budget band the network is not measured, and the reward is below
-    every reward inside. `info["reward_state"]` has the numbers behind a reward that depends on
-    earlier results, such as its multiplier.
+    the others pay 0, or what the shaping says. Outside a budget band the network is not measured,
+    and the reward is below every reward inside. `info["reward_state"]` has the numbers behind a
+    reward that depends on earlier results, such as its multiplier.
 
     ## Starting State
     The unpruned network, nothing decided. Nothing is random: the same actions give the same
@@ -91,6 +95,7 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
         episode: how the sites are walked through.
         budget: how many MACs may be left.
         reward: what an outcome is worth.
+        shaping: what is paid for every site as it is decided, layerwise; None for nothing.
         sinks: take every finished episode.
         render_mode: "rgb_array", "ansi" or None.
         rank: key of a measured record within budget; `best` has the highest. The reward of the
@@ -115,6 +120,7 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
         episode: Episode,
         budget: Budget,
         reward: Reward,
+        shaping: Shaping | None = None,
         sinks: Sequence[EpisodeSink] = (),
         render_mode: str | None = None,
         rank: Callable[[EpisodeRecord], Any] | None = None,
@@ -125,7 +131,7 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
                 f"got {render_mode!r}."
             )
         reward = reward.bind(task) if isinstance(reward, TaskReward) else reward
-        check_parts(action, episode, budget, reward)
+        check_parts(action, episode, budget, reward, shaping)
         self.task = task
         self.render_mode = render_mode
         self._log = EpisodeLog(tuple(sinks), rank=rank or by_score)
@@ -144,6 +150,7 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
             meter=meter,
             smallest=smallest,
         )
+        self._shaping = None if shaping is None else shaping.bind(self._problem)
         self._view = observation.view(self._problem)
         self.action_space = actions.space
         self.observation_space = self._view.space
@@ -188,13 +195,15 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
         assignment, clamps = self._execute(action)
         self._clamps += clamps
         self._record_action(action)
-        self._state = problem.successor(self._state, assignment)
+        before, self._state = self._state, problem.successor(self._state, assignment)
         terminated, truncated = problem.ends(self._state)
         finished = terminated or truncated
-        terms: dict[str, float] = {}
+        terms = self._paid(before, finished)
         record = None
         if finished or not problem.is_sequential:
-            record, terms = self._assess(finished)
+            record, terms = self._assess(finished, terms)
+        else:
+            self._reward_sum += float(sum(terms.values()))
         reward = float(sum(terms.values()))
         self._mask = problem.actions.mask(problem, self._state)
         info = self._info(terms)
@@ -290,7 +299,8 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
             cost=problem.meter(assignment),
             quality=1.0,
         )
-        record, _ = self._assess(finished=True, outside=True)
+        paid = self._paid(problem.initial(), finished=True)
+        record, _ = self._assess(True, paid, outside=True)
         self._finish(record)
         return record
 
@@ -330,8 +340,12 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
         importance = self._state.assignment.importance
         return dataclasses.replace(assignment, importance=importance), clamps
 
+    def _paid(self, before: State, finished: bool) -> dict[str, float]:
+        """What the shaping pays for coming from a state to the present one."""
+        return {} if self._shaping is None else self._shaping.pay(before, self._state, finished)
+
     def _assess(
-        self, finished: bool, *, outside: bool = False
+        self, finished: bool, paid: Mapping[str, float], *, outside: bool = False
     ) -> tuple[EpisodeRecord, dict[str, float]]:
         """Measure the current network and reward it; outside a band only where that is asked."""
         problem, state, task = self._problem, self._state, self.task
@@ -359,6 +373,9 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
         )
         terms = self._reward(transition)
         score = merit(self._reward, transition, terms)
+        if self._shaping is not None:
+            score += self._shaping.merit(state)
+        terms = {**terms, **paid}
         self._reward_sum += float(sum(terms.values()))
         record = EpisodeRecord(
             episode=len(self.history),

@@ -197,7 +197,9 @@ def build_parts(config: DictConfig) -> dict[str, Any]:
         "budget": config.budget,
         "reward": config.reward,
     }
-    return {name: instantiate(part, _convert_="all") for name, part in parts.items()}
+    built = {name: instantiate(part, _convert_="all") for name, part in parts.items()}
+    shaping = config.env.get("shaping")
+    return {**built, "shaping": instantiate(shaping, _convert_="all") if shaping else None}
 
 
 @contextmanager

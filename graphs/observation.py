@@ -74,7 +74,12 @@ class Topology:
 
 
 def build_topology(
-    graph: NetworkGraph, facts: NetworkFacts, *, num_patterns: int, is_sequential: bool
+    graph: NetworkGraph,
+    facts: NetworkFacts,
+    *,
+    num_patterns: int,
+    is_sequential: bool,
+    more_site_features: np.ndarray | None = None,
 ) -> Topology:
     """The topology of a traced network.
 
@@ -83,14 +88,18 @@ def build_topology(
         facts: its weights, importances and costs.
         num_patterns: length of the pattern library; 1 when actions are ratios.
         is_sequential: whether one site is decided per step.
+        more_site_features: columns after SITE_FEATURES, in [0, 1], (S, K); None for none.
     """
+    sites = site_features(graph, facts)
+    if more_site_features is not None:
+        sites = np.concatenate([sites, more_site_features.astype(np.float32)], axis=1)
     edges = [(edge.source, edge.target) for edge in graph.edges]
     return Topology(
         edge_index=np.asarray(edges, dtype=np.int64).reshape(-1, 2).T.copy(),
         node_features=node_features(graph, facts),
         edge_features=edge_features(graph, facts),
         site_edges=site_edges(graph, facts.sites),
-        site_features=site_features(graph, facts),
+        site_features=sites,
         num_sites=len(graph.groups),
         num_patterns=num_patterns,
         is_sequential=is_sequential,

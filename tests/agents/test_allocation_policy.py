@@ -172,7 +172,7 @@ def test_in_other_environments_and_for_other_agents_nothing_changes():
     assert ppo["policy"]["path"] == "agents.graph_policy.GraphPolicy"
     assert ppo["n_steps"] == 32
     cmaes = OmegaConf.to_container(composed("agent=cmaes", "env=allocation").agent, resolve=True)
-    assert set(cmaes) == {"_target_", "_convert_", "seed", "sigma", "population_size"}
+    assert set(cmaes) == {"_target_", "_convert_", "seed", "start", "sigma", "population_size"}
 
 
 def test_the_keys_of_the_encoder_reach_the_policy(make_env):

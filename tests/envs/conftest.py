@@ -71,14 +71,18 @@ class ClosedForm:
         return self._known[candidate]
 
 
-def _task(specs=CHANNELS) -> PruningTask:
+def _real_task(specs=CHANNELS) -> PruningTask:
     torch.manual_seed(0)
     network = SmallNetwork().eval()
     inputs = torch.rand(4, 3, 6, 6)
     samples = SampleSet(inputs, torch.arange(4))
     graph = trace_network(network, inputs[:1])
     library = PatternLibrary.from_specs(specs)
-    task = PruningTask(network, graph, SearchSplits(samples, samples, samples), library=library)
+    return PruningTask(network, graph, SearchSplits(samples, samples, samples), library=library)
+
+
+def _task(specs=CHANNELS) -> PruningTask:
+    task = _real_task(specs)
     task.evaluator = ClosedForm(task)
     task.base = Evaluation(0.9, -math.log(0.9), 100)
     return task
@@ -88,6 +92,12 @@ def _task(specs=CHANNELS) -> PruningTask:
 def make_task():
     """Builds a task with closed-form accuracy: make_task(pattern specifications)."""
     return _task
+
+
+@pytest.fixture
+def make_real_task():
+    """Builds the same task with its own evaluator, on four images."""
+    return _real_task
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments.command_line import CONFIG_FOLDER
+from experiments.comparison_rows import read_rows
+from experiments.search_stage import build_parts
 
 FILES = sorted(CONFIG_FOLDER.rglob("*.yaml"))
 CHOICES = [
@@ -69,6 +71,18 @@ def test_every_choice_composes_and_resolves(conf, choice):
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert plain["network"]["_target_"].count(".") >= 1
     assert plain["seed"] == 0
+
+
+@pytest.mark.parametrize("study", ["default", "levers"])
+def test_every_row_of_a_study_is_an_agent_in_an_environment(conf, study):
+    compare = compose("compare_policies", overrides=[f"compare={study}"]).compare
+    rows = read_rows(list(compare.agents), OmegaConf.to_container(compare.policies))
+    assert len(rows) == len({row.overrides for row in rows})
+    for row in rows:
+        config = compose("compare_policies", overrides=list(row.overrides))
+        parts = build_parts(config)
+        assert (parts["shaping"] is not None) == ("env/shaping=local_error" in row.overrides)
+        assert config.agent._target_
 
 
 def test_the_defaults_are_those_of_the_first_command(conf):
