@@ -343,7 +343,7 @@ def test_presets_differ_where_the_paper_and_the_code_do(make_env):
     paper, code, ours = (preset(name)(env=env) for name in PRESETS)
     assert (paper.warmup, code.warmup) == ("noise", "uniform")
     for agent, is_ours in ((paper, False), (code, False), (ours, True)):
-        assert (agent.warm_start, agent.rank_power is not None) == (is_ours, is_ours)
+        assert (agent.warm_start, agent.rank_power, agent.imitation) == (False, None, 0.0)
         assert agent.critic.optimizer.defaults["fused"] is (True if is_ours else None)
     assert (paper.warmup_episodes, code.warmup_episodes) == (100, 101)
     assert (paper.learn_in_warmup, code.learn_in_warmup) == (True, False)
@@ -438,7 +438,7 @@ def test_a_known_best_is_found(make_env):
     [
         ({"imitation": -1.0}, r"imitation=-1.0, .* wanted are 0 or more"),
         ({"imitation": 1.0}, r"rank_power is null. Set agent\.rank_power"),
-        ({"rank_power": 0.0}, r"rank_power=0.0: .* Change agent\.rank_power"),
+        ({"rank_power": 0.0, "baseline": "none"}, r"rank_power=0.0: .* Change agent\.rank_power"),
         ({"rank_power": 2.0}, r"the baseline is 'batch'. Set agent\.baseline=none"),
         ({"warmup": "none"}, r"warmup is one of uniform, noise, got 'none'. Change agent\.warmup"),
         ({"baseline": "mean"}, r"baseline is one of batch, episode, none, got 'mean'"),
