@@ -35,7 +35,9 @@ def test_the_comparison_has_every_key_of_the_main_job(conf):
     study, job = compose("compare_policies"), compose("train_agent", overrides=["env=allocation"])
     assert set(study) == {*job, "compare"}
     assert set(study.compare.agents) == set(study.compare.policies)
-    assert {key for key in job if study[key] != job[key]} == {"logger", "resume", "search"}
+    assert {key for key in job if study[key] != job[key]} == {
+        "fine_tune_uniform", "logger", "resume", "search",
+    }  # fmt: skip
     assert study.search.keep == "accuracy"
 
 
