@@ -185,6 +185,7 @@ def csv_row(record: EpisodeRecord) -> dict[str, Any]:
         **{f"reward_state/{name}": value for name, value in record.reward_state.items()},
         "accuracy": "" if record.accuracy is None else record.accuracy,
         "loss": "" if record.loss is None else record.loss,
+        "num_samples": record.num_samples,
         "relative_macs": record.relative_macs,
         "macs": record.macs,
         "nonzero_macs": record.nonzero_macs,

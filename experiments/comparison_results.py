@@ -148,19 +148,29 @@ def read_run(folder: Path, root: Path, label: str) -> tuple[RunResult, list[Curv
 
 
 def read_curve(metrics: Path, label: str, budget: float, seed: int) -> list[CurvePoint]:
-    """The points of `metrics.csv` at which accuracy or loss within budget improves."""
+    """The points of `metrics.csv` at which accuracy or loss within budget improves.
+
+    Of a search whose first evaluations saw a part of the images, those that saw all of them.
+    """
     points: list[CurvePoint] = []
     accuracy, loss = -np.inf, np.inf
     with metrics.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["met"] != "True" or not row["accuracy"]:
-                continue
-            better = max(accuracy, float(row["accuracy"])), min(loss, float(row["loss"]))
-            if better != (accuracy, loss):
-                accuracy, loss = better
-                evaluations = int(row["evaluations"])
-                points.append(CurvePoint(label, budget, seed, evaluations, accuracy, loss))
+        rows = [row for row in csv.DictReader(file) if row["met"] == "True" and row["accuracy"]]
+    images = max((_images(row) for row in rows), default=0)
+    for row in rows:
+        if _images(row) < images:
+            continue
+        better = max(accuracy, float(row["accuracy"])), min(loss, float(row["loss"]))
+        if better != (accuracy, loss):
+            accuracy, loss = better
+            evaluations = int(row["evaluations"])
+            points.append(CurvePoint(label, budget, seed, evaluations, accuracy, loss))
     return points
+
+
+def _images(row: Mapping[str, str]) -> int:
+    """Images that a line of `metrics.csv` was measured on; older files do not say."""
+    return int(row.get("num_samples") or 0)
 
 
 def ending_with(points: Sequence[CurvePoint], result: RunResult) -> list[CurvePoint]:

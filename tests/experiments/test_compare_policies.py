@@ -245,6 +245,15 @@ def test_a_curve_is_the_best_so_far_within_budget(tmp_path):
     np.testing.assert_array_equal(curve_on_grid(points, "loss", grid), expected)
 
 
+def test_a_curve_leaves_out_what_saw_a_part_of_the_images(tmp_path):
+    lines = METRICS_CSV.splitlines()
+    seen = ("num_samples", 100, 400, 0, 400, 400, 200)
+    file = tmp_path / "metrics.csv"
+    file.write_text("\n".join(f"{line},{n}" for line, n in zip(lines, seen, strict=True)))
+    points = read_curve(file, "ppo", 0.5, 0)
+    assert [(p.evaluations, p.accuracy, p.loss) for p in points] == [(4, 0.4, 1.5), (4, 0.5, 1.5)]
+
+
 def test_a_curve_ends_no_lower_than_the_kept_plan(tmp_path):
     (tmp_path / "metrics.csv").write_text(METRICS_CSV)
     points = read_curve(tmp_path / "metrics.csv", "ppo", 0.5, 0)
