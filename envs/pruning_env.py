@@ -283,8 +283,8 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
         return self._measure_assignment(self._problem.of_plan(record.plan))
 
     def finalists(self, number: int) -> list[EpisodeRecord]:
-        """The best different plans within budget by `rank`, however many images they saw."""
-        return self._log.finalists(number)
+        """The best different plans within budget, by `rank`, that did not see all images yet."""
+        return self._log.finalists(number, self.task.base.num_samples)
 
     def _measure_assignment(self, assignment: Assignment) -> EpisodeRecord:
         """An episode of one exact decision, measured within the budget or not."""

@@ -109,11 +109,12 @@ class EpisodeLog:
         """
         return self.best is None or self.order(record) > self.order(self.best)
 
-    def finalists(self, number: int) -> list[EpisodeRecord]:
-        """The best different plans within budget by `rank`, however many images they saw."""
+    def finalists(self, number: int, images: int) -> list[EpisodeRecord]:
+        """The best different plans within budget by `rank` that saw fewer than so many images."""
         measured = [record for record in self.history if record.met and record.num_samples]
         last = {(tuple(r.plan.keep.items()), r.plan.masks): r for r in measured}
-        return sorted(last.values(), key=self.rank, reverse=True)[:number]
+        partly = [record for record in last.values() if record.num_samples < images]
+        return sorted(partly, key=self.rank, reverse=True)[:number]
 
     def order(self, record: EpisodeRecord) -> Any:
         """The key that records are ordered by: images first, then `rank`."""
