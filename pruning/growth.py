@@ -18,7 +18,7 @@ class Growth:
     Attributes:
         first: share of the images that the first evaluation uses, in (0, 1].
         whole_at: evaluation from which all images are used, at least 1; the share grows linearly.
-        finalists: plans that are measured again on all images when the search has ended, the best of
+        finalists: plans measured again on all images when the search has ended, the best of
             those that were not; counted, and taken from the evaluations of the search. At least 1.
 
     Raises:
