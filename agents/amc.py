@@ -96,11 +96,14 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
         kwargs: further arguments of `agents.off_policy.DDPG`; `DEFAULTS` are AMC's values.
 
     Attributes:
+        reads_last_reward_only: asked by `agents.search.check_agent`: rewards on the way are lost.
         moving_average: the present b, None before the first reward.
 
     Raises:
         ValueError: an argument is out of range.
     """
+
+    reads_last_reward_only = True
 
     def __init__(
         self,

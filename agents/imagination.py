@@ -300,7 +300,10 @@ class ImaginationAgent(EvolutionAgent):
     def _make_strategy(self, start: np.ndarray, space: spaces.Box) -> ImaginationStrategy:
         env = self._attached_env()
         (observation,) = env.env_method("first_observation", indices=[0])
-        self._model.bind(env.observation_space, observation)
+        model = self._model
+        if self.prior_weight is not None:
+            model = PriorModel(model, LocalErrorSum(env), self.prior_weight)
+        model.bind(env.observation_space, observation)
         imagined = ImaginedVecEnv(
             observation,
             env.observation_space,
@@ -322,9 +325,6 @@ class ImaginationAgent(EvolutionAgent):
         if self.prepare_policy is not None:
             assert isinstance(ppo.policy, AllocationPolicy), "checked by the constructor"
             self.prepare_policy(ppo.policy)
-        model = self._model
-        if self.prior_weight is not None:
-            model = PriorModel(model, LocalErrorSum(env), self.prior_weight)
         return ImaginationStrategy(
             start,
             ppo,

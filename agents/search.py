@@ -14,7 +14,6 @@ from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common import logger as sb3_logger
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.amc import AMC
 from agents.callbacks import EvaluationLimit, Progress
 
 ACTION_SPACES: dict[type, tuple[type[spaces.Space], ...]] = {
@@ -143,7 +142,8 @@ def check_agent(agent_class: type, env: Any) -> None:
     Raises:
         ValueError: they do not fit; the message names both and what fits.
     """
-    if issubclass(agent_class, AMC) and getattr(env.unwrapped, "pays_every_step", False):
+    reads_last_only = getattr(agent_class, "reads_last_reward_only", False)
+    if reads_last_only and getattr(env.unwrapped, "pays_every_step", False):
         raise ValueError(
             f"{agent_class.__name__} gives the last reward of an episode to all of its steps, and "
             f"this environment pays at every step. Set env/shaping=none, or take an agent whose "

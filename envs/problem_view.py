@@ -14,6 +14,7 @@ from envs.shaping import BoundShaping
 
 if TYPE_CHECKING:
     from envs.budgets import Limits
+    from envs.recording import EpisodeLog, EpisodeRecord
     from pruning.task import PruningTask
 
 
@@ -21,11 +22,30 @@ class ProblemView:
     """The questions of `envs.pruning_env.PruningEnv`."""
 
     task: PruningTask
+    _log: EpisodeLog
     _problem: Problem
     _state: State
     _view: View
     _mask: np.ndarray | None
     _shaping: BoundShaping | None
+
+    @property
+    def history(self) -> list[EpisodeRecord]:
+        """A record of every finished episode, those of siblings included."""
+        return self._log.history
+
+    @property
+    def best(self) -> EpisodeRecord | None:
+        """The measured network within budget that had the highest reward; None before the first.
+
+        Of any step of any episode, those of siblings included.
+        """
+        return self._log.best
+
+    @property
+    def num_evaluations(self) -> int:
+        """Counted evaluations of the task; all that share the task count together."""
+        return self.task.evaluator.num_evaluations
 
     @property
     def horizon(self) -> int:
@@ -127,6 +147,10 @@ class ProblemView:
             ValueError: no calibration images, or a network that takes more than one input.
         """
         return self.task.local_errors(plans)
+
+    def finalists(self, number: int) -> list[EpisodeRecord]:
+        """The best different plans within budget, by `rank`, that did not see all images yet."""
+        return self._log.finalists(number, self.task.base.num_samples)
 
     def first_observation(self) -> Any:
         """What `reset` returns; the running episode goes on."""

@@ -160,24 +160,6 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
         self._is_running = False
         self._start_episode()
 
-    @property
-    def history(self) -> list[EpisodeRecord]:
-        """A record of every finished episode, those of siblings included."""
-        return self._log.history
-
-    @property
-    def best(self) -> EpisodeRecord | None:
-        """The measured network within budget that had the highest reward; None before the first.
-
-        Of any step of any episode, those of siblings included.
-        """
-        return self._log.best
-
-    @property
-    def num_evaluations(self) -> int:
-        """Counted evaluations of the task; all that share the task count together."""
-        return self.task.evaluator.num_evaluations
-
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
@@ -281,10 +263,6 @@ class PruningEnv(ProblemView, gymnasium.Env[Any, Any]):
             record: a measured episode of this environment.
         """
         return self._measure_assignment(self._problem.of_plan(record.plan))
-
-    def finalists(self, number: int) -> list[EpisodeRecord]:
-        """The best different plans within budget, by `rank`, that did not see all images yet."""
-        return self._log.finalists(number, self.task.base.num_samples)
 
     def _measure_assignment(self, assignment: Assignment) -> EpisodeRecord:
         """An episode of one exact decision, measured within the budget or not."""

@@ -154,11 +154,10 @@ def read_curve(metrics: Path, label: str, budget: float, seed: int) -> list[Curv
     """
     points: list[CurvePoint] = []
     accuracy, loss = -np.inf, np.inf
-    with metrics.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["met"] == "True" and row["accuracy"]]
-    images = max((_images(row) for row in rows), default=0)
+    rows = measured_rows(metrics)
+    images = max(map(images_of, rows), default=0)
     for row in rows:
-        if _images(row) < images:
+        if images_of(row) < images:
             continue
         better = max(accuracy, float(row["accuracy"])), min(loss, float(row["loss"]))
         if better != (accuracy, loss):
@@ -168,7 +167,13 @@ def read_curve(metrics: Path, label: str, budget: float, seed: int) -> list[Curv
     return points
 
 
-def _images(row: Mapping[str, str]) -> int:
+def measured_rows(metrics: Path) -> list[dict[str, str]]:
+    """The lines of `metrics.csv` whose plan was measured and is within budget."""
+    with metrics.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row["met"] == "True" and row["accuracy"]]
+
+
+def images_of(row: Mapping[str, str]) -> int:
     """Images that a line of `metrics.csv` was measured on; older files do not say."""
     return int(row.get("num_samples") or 0)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from experiments.comparison_results import images_of, measured_rows
 from experiments.report_charts import (
     LEFT,
     RIGHT,
@@ -158,18 +158,16 @@ def _kept_by(run: ReportRun) -> str:
 
 
 def _measured(run: ReportRun) -> list[_Plan]:
-    with RunFolder(run.folder).metrics.open(newline="", encoding="utf-8") as file:
-        return [
-            _Plan(
-                int(row["evaluations"]),
-                int(row.get("num_samples") or 0),
-                float(row["score"]),
-                float(row["accuracy"]),
-                float(row["loss"]),
-            )
-            for row in csv.DictReader(file)
-            if row["met"] == "True" and row["accuracy"]
-        ]
+    return [
+        _Plan(
+            int(row["evaluations"]),
+            images_of(row),
+            float(row["score"]),
+            float(row["accuracy"]),
+            float(row["loss"]),
+        )
+        for row in measured_rows(RunFolder(run.folder).metrics)
+    ]
 
 
 def _chart(

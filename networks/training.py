@@ -108,8 +108,7 @@ def train(
             (torch.autocast), on a CPU too; weights and their updates stay float32. None for float32
             throughout.
         channels_last: whether to lay 4-d inputs out channels last, in which convolutions on a CPU
-            run faster;
-            the sums are rounded differently, so the weights are not the same to the bit.
+            run faster; the sums are rounded differently, so the weights differ in the last bits.
         stop_after: epochs after which it ends, at least 0, as if it had been killed then: the
             schedule is that of all `epochs`. None for all.
         checkpoint: .safetensors file that gets the state after every epoch (of very short ones,

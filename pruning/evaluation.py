@@ -240,8 +240,8 @@ class Evaluator:
     def has(self, candidate: Candidate) -> bool:
         """Whether a candidate can be answered without measuring it now."""
         is_replayed = self.journal is not None and self.journal.holds(candidate)
-        found = self._known.get(candidate) or self._prepared.get(candidate)
-        return is_replayed or (found is not None and self._suffices(found))
+        found = (self._known.get(candidate), self._prepared.get(candidate))
+        return is_replayed or any(each is not None and self._suffices(each) for each in found)
 
     def prepare(self, outcomes: Mapping[Candidate, Outcome]) -> None:
         """Take what was measured elsewhere; each counts when it is asked for, and not before.
