@@ -5,11 +5,9 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from graphs.network_graph import Operator
-from pruning.patches import POSITIONS_PER_IMAGE, Draws, Moments, chunks, gather_moments
+from pruning.patches import POSITIONS_PER_IMAGE, Draws, chunks, gather_moments
+from pruning.readers import tap_products, unit_grams, weighted_readers
 from pruning.scoring import ScoringInputs, refuse_uncovered
 
 BATCH_SIZE = 128
@@ -45,19 +43,20 @@ def lasso(inputs: ScoringInputs, positions_per_image: int = POSITIONS_PER_IMAGE)
         ValueError: no samples, or a group that no convolution or linear layer reads.
     """
     graph = inputs.graph
-    readers = [op for op in graph.operators if op.weight and max(op.in_units) >= 0]
-    mixed = {unit for op in readers if not op.depthwise for unit in op.in_units}
-    readers = [op for op in readers if not op.depthwise or not mixed.issuperset(op.in_units)]
     draws = Draws(graph, len(inputs.samples), positions_per_image, inputs.seed)
     covered = np.zeros(graph.num_units, dtype=bool)
     grams = [np.zeros((group.size, group.size)) for group in graph.groups]
     sides = [np.zeros(group.size) for group in graph.groups]
-    for operators in chunks(readers, GRAM_BYTES):
+    for operators in chunks(weighted_readers(graph), GRAM_BYTES):
         batches = (batch for batch, _ in inputs.batches(BATCH_SIZE))
         for name, moments in gather_moments(inputs.network, operators, batches, draws).items():
-            operator = graph.operator_by_name[name]
-            _add_reader(inputs, operator, moments, grams, sides)
-            units = np.asarray(operator.in_units)
+            products = tap_products(moments.call, moments.gram)
+            for index, gram in unit_grams(graph, moments.call, products):
+                energy = np.trace(gram)
+                if energy > 0:
+                    grams[index] += gram / energy
+                    sides[index] += gram.sum(1) / energy
+            units = np.asarray(graph.operator_by_name[name].in_units)
             covered[units[units >= 0]] = True
     refuse_uncovered(
         graph,
@@ -107,37 +106,3 @@ def path_scores(gram: np.ndarray, side: np.ndarray) -> np.ndarray:
     order = alive[entered[np.lexsort((-norms[alive[entered]], first[entered]))]]
     scores[order] = np.arange(len(order), 0, -1)
     return scores
-
-
-def _add_reader(
-    inputs: ScoringInputs,
-    operator: Operator,
-    moments: Moments,
-    grams: list[np.ndarray],
-    sides: list[np.ndarray],
-) -> None:
-    """Add one reader to <Z_u, Z_v> and <Z_u, Y> of every group it reads, in place."""
-    graph, call = inputs.graph, moments.call
-    rows = call.rows(call.weight.detach()).double()
-    products = moments.gram * (rows.mT @ rows)  # (groups, patch, patch): what pairs of taps share
-    units = np.asarray(operator.in_units)
-    owner = np.append(graph.unit_group, -1)[units]
-    for index in np.unique(owner[owner >= 0]):
-        group = graph.groups[index]
-        place = {unit: i for i, unit in enumerate(group.units)}
-        places = np.array([place.get(unit, group.size) for unit in units.tolist()])
-        columns = torch.from_numpy(places.reshape(operator.groups, -1).repeat(call.kernel, axis=1))
-        gram = _sum_to_units(products, columns, group.size)
-        energy = np.trace(gram)
-        if energy > 0:
-            grams[index] += gram / energy
-            sides[index] += gram.sum(1) / energy
-
-
-def _sum_to_units(products: Tensor, columns: Tensor, size: int) -> np.ndarray:
-    """Block sums of (groups, patch, patch) to (size, size); column number `size` is left out."""
-    total = torch.zeros((size + 1, size + 1), dtype=torch.float64, device=products.device)
-    for block, column in zip(products, columns.to(products.device), strict=True):
-        by_row = block.new_zeros((size + 1, block.shape[1])).index_add_(0, column, block)
-        total += by_row.new_zeros((size + 1, size + 1)).index_add_(1, column, by_row)
-    return total[:size, :size].cpu().numpy()

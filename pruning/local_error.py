@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from graphs.network_graph import Group, NetworkGraph
+from graphs.network_graph import NetworkGraph
 from networks.data import SampleSet
-from pruning.masks import output_axes
-from pruning.patches import POSITIONS_PER_IMAGE, Draws, Moments, chunks, gather_moments
+from pruning.patches import POSITIONS_PER_IMAGE, Draws, chunks, gather_moments
+from pruning.readers import tap_products, unit_grams, weighted_readers
 
 BATCH_SIZE = 128
 """Images in one forward pass of the unpruned network."""
@@ -94,49 +93,23 @@ def measure_local_errors(
             yield inputs.to(reference)
 
     draws = Draws(graph, len(samples), positions_per_image, seed)
-    units = {(piece.tensor, piece.axis): np.asarray(piece.units) for piece in graph.slices}
-    axes = output_axes(graph)
-    read = {
-        operator.name: units[operator.weight, 1 - axes[operator.weight]]
-        for operator in graph.operators
-        if operator.weight and (operator.weight, 1 - axes[operator.weight]) in units
-    }
-    readers = [operator for operator in graph.operators if operator.name in read]
-    removal = [_removal_order(group, scores[group.name]) for group in graph.groups]
+    removal = [_removal_order(scores[group.name]) for group in graph.groups]
     tables = [np.zeros(group.size + 1) for group in graph.groups]
-    for operators in chunks(readers, GRAM_BYTES):
-        moments = gather_moments(network, operators, batches(), draws)
-        for operator in operators:
-            if operator.name not in moments:
-                continue  # an attention, whose inputs are read before it
-            shares = _shares(moments[operator.name])
-            for order, table in zip(removal, tables, strict=True):
-                table += _table(shares, read[operator.name], order)
+    for operators in chunks(weighted_readers(graph), GRAM_BYTES):
+        for moments in gather_moments(network, operators, batches(), draws).values():
+            products = tap_products(moments.call, moments.centred)
+            whole = max(float(products.sum()), np.finfo(np.float64).tiny)
+            for index, gram in unit_grams(graph, moments.call, products):
+                tables[index] += _lost(gram, removal[index]) / whole
     return LocalErrors(tuple(tables))
 
 
-def _removal_order(group: Group, scores: np.ndarray) -> np.ndarray:
-    """The group's units, the first to go first; as `KeepSet.from_counts` removes them."""
-    return np.asarray(group.units)[np.argsort(-np.asarray(scores), kind="stable")[::-1]]
+def _removal_order(scores: np.ndarray) -> np.ndarray:
+    """Places of a group's units, the first to go first; as `KeepSet.from_counts` removes them."""
+    return np.argsort(-np.asarray(scores), kind="stable")[::-1]
 
 
-def _shares(moments: Moments) -> np.ndarray:
-    """The share of every pair of input channels in the output's variance, (C, C), sum 1."""
-    call = moments.call
-    rows = call.rows(call.weight.detach()).double()
-    products = (rows.mT @ rows) * moments.centred  # (blocks, patch, patch)
-    channels = products.shape[1] // call.kernel
-    pairs = products.reshape(-1, channels, call.kernel, channels, call.kernel).sum((0, 2, 4))
-    total = pairs.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    return (pairs / total).cpu().numpy()
-
-
-def _table(shares: np.ndarray, read: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Errors of one operator by the count that one group keeps, (size + 1,)."""
-    rank = {unit: position for position, unit in enumerate(order)}
-    ranks = np.array([rank.get(unit, -1) for unit in read[: len(shares)]])
-    mine = np.flatnonzero(ranks >= 0)
-    pairs = np.zeros((len(order), len(order)))
-    np.add.at(pairs, np.ix_(ranks[mine], ranks[mine]), shares[np.ix_(mine, mine)])
-    lost = np.append(0.0, pairs.cumsum(0).cumsum(1).diagonal())
-    return np.maximum(lost, 0.0)[::-1]
+def _lost(gram: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """What the lost units make of an operator's output, by the count that is kept, (size + 1,)."""
+    sums = gram[np.ix_(order, order)].cumsum(0).cumsum(1).diagonal()
+    return np.maximum(np.append(0.0, sums), 0.0)[::-1]

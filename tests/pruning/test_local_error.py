@@ -8,6 +8,7 @@ from torch import nn
 
 from graphs.tracing import trace_network
 from networks.data import SampleSet
+from pruning.keep_set import KeepSet
 from pruning.local_error import LocalErrors, measure_local_errors
 
 EXACT = {"positions_per_image": 500}  # more than there are: all of them
@@ -56,6 +57,47 @@ def test_an_error_is_the_share_that_the_lost_channels_have_in_each_readers_outpu
     assert table[0] == pytest.approx(2.0)  # nothing is left of either reader
 
 
+class Grouped(nn.Module):
+    """A grouped convolution, then a depthwise one, then a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.grouped = nn.Conv2d(8, 12, 3, padding=1, groups=2)
+        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.linear = nn.Linear(12, 4)
+
+    def forward(self, x):
+        x = F.relu(self.grouped(F.relu(self.first(x))))
+        return self.linear(self.depthwise(x).mean((2, 3)))
+
+
+def test_each_block_of_a_grouped_convolution_loses_its_own_channels(traced):
+    _, _, images = traced
+    torch.manual_seed(1)
+    network = Grouped().eval()
+    graph = trace_network(network, images.inputs[:1])
+    generator = np.random.default_rng(0)
+    scores = {group.name: generator.random(group.size) for group in graph.groups}
+    tables = measure_local_errors(network, graph, scores, images, **EXACT).tables
+    hidden = F.relu(network.first(images.inputs))
+    pooled = network.depthwise(F.relu(network.grouped(hidden))).mean((2, 3))
+    readers = {op.name: op for op in graph.operators}
+    assert readers["grouped"].groups == 2
+    for index, name, layer, inputs in (
+        (0, "grouped", network.grouped, hidden),
+        (1, "linear", network.linear, pooled),  # the depthwise convolution is not counted
+    ):
+        size = graph.groups[index].size
+        for count in range(1, size + 1):
+            counts = [group.size for group in graph.groups]
+            counts[index] = count
+            keep = KeepSet.from_counts(graph, counts, scores)
+            lost = np.flatnonzero(~keep.mask[list(readers[name].in_units)])
+            expected = share_of(layer, inputs, lost)
+            assert tables[index][count] == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
 def test_channels_of_which_nothing_is_read_cost_nothing(traced):
     network, graph, images = traced
     with torch.no_grad():
@@ -68,8 +110,6 @@ def test_channels_of_which_nothing_is_read_cost_nothing(traced):
 
 
 def test_channels_of_equal_score_go_in_the_order_in_which_they_are_removed(traced):
-    from pruning.keep_set import KeepSet
-
     network, graph, images = traced
     scores = {"first": np.ones(6)}
     (table,) = measure_local_errors(network, graph, scores, images, **EXACT).tables
