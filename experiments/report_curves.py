@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.comparison_results import images_of, measured_rows
+from experiments.kept_plan import RANKS
 from experiments.report_charts import (
     LEFT,
     RIGHT,
@@ -33,17 +34,10 @@ class _Plan:
 
     evaluations: int
     images: int
-    reward: float
+    score: float
     accuracy: float
     loss: float
 
-
-RANKS: Mapping[str, Callable[[_Plan], tuple[float, ...]]] = {
-    "reward": lambda plan: (plan.reward,),
-    "accuracy": lambda plan: (plan.accuracy, -plan.loss),
-    "loss": lambda plan: (-plan.loss,),
-}
-"""What the kept plan has the highest of, by `search.keep`."""
 
 KEPT_BY = {"reward": "highest reward", "accuracy": "highest accuracy", "loss": "lowest loss"}
 
@@ -136,9 +130,9 @@ class _Search:
         paid: _Plan | None = None
         best: _Plan | None = None
         for plan in _measured(run):  # what was measured on more images counts more
-            if paid is None or (plan.images, plan.reward) > (paid.images, paid.reward):
+            if paid is None or (plan.images, plan.score) > (paid.images, paid.score):
                 paid = plan
-                rewards.append((plan.evaluations, plan.reward))
+                rewards.append((plan.evaluations, plan.score))
             if best is None or (plan.images, *rank(plan)) > (best.images, *rank(best)):
                 best = plan
                 kept.append((plan.evaluations, plan.accuracy))
@@ -148,7 +142,7 @@ class _Search:
         end, pruned = summary["evaluations"], summary["pruned"]["reward_accuracy"]
         if not kept or kept[-1][1] != pruned:
             kept.append((end, pruned))
-        if paid is not None and summary["best_reward"] > paid.reward:
+        if paid is not None and summary["best_reward"] > paid.score:
             rewards.append((end, summary["best_reward"]))
         return cls(run.label, reward_name(run), tuple(rewards), tuple(kept))
 

@@ -20,6 +20,7 @@ from envs.vec_env import PruningVecEnv
 from experiments.command_line import comes_from
 from experiments.findings import write_findings
 from experiments.interruption import Interruption, SearchInterrupted
+from experiments.kept_plan import RANKS
 from experiments.patience import Patience
 from experiments.progress import SearchProgress
 from experiments.run_folder import RunFolder, write_text
@@ -29,19 +30,6 @@ from pruning.journal import EvaluationJournal, JournalSubject
 from pruning.task import PruningTask
 
 log = logging.getLogger(__name__)
-
-
-RANKS: dict[str, Callable[[EpisodeRecord], Any]] = {
-    "reward": lambda record: record.score,
-    "accuracy": lambda record: (record.accuracy, -_loss(record)),
-    "loss": lambda record: -_loss(record),
-}
-"""What the kept plan has the highest of, by `search.keep`."""
-
-
-def _loss(record: EpisodeRecord) -> float:
-    assert record.loss is not None, "only measured plans are ranked"
-    return record.loss
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from agents.amc import AMC
 from agents.amc_policy import AMCPolicy
 from agents.flat_features import FlatFeaturesExtractor
-from agents.replay import FinalRewardDictReplayBuffer, FinalRewardReplayBuffer
+from agents.replay import FinalRewardDictReplayBuffer
 
 CONF = Path(__file__).parents[2] / "conf"
 FLAT = {"features_extractor_class": FlatFeaturesExtractor, "net_arch": [32, 32]}
@@ -40,12 +40,6 @@ def make_agent(env, **kwargs):
     return AMC(AMCPolicy, env, **{**defaults, **kwargs})
 
 
-def fill(buffer, rewards_and_dones):
-    for number, (reward, done) in enumerate(rewards_and_dones):
-        value = np.full((1, 1), number / 10, np.float32)
-        buffer.add(value, value, value, np.array([reward]), np.array([done]), [{}])
-
-
 def constant(value):
     """A critic or actor that always says the same, for targets that can be computed by hand."""
     return SimpleNamespace(q1_forward=lambda obs, actions: torch.full((len(obs), 1), value))
@@ -64,46 +58,6 @@ def a_batch(rewards, dones):
 
 
 # Rewards
-
-
-def test_every_step_of_an_episode_gets_its_last_reward():
-    buffer = FinalRewardReplayBuffer(8, BOX, BOX)
-    fill(buffer, [(1.0, 0), (2.0, 0), (-0.5, 1), (0.0, 0), (4.0, 1)])
-    assert buffer.rewards[:5, 0].tolist() == [-0.5, -0.5, -0.5, 4.0, 4.0]
-    assert buffer.dones[:5, 0].tolist() == [0, 0, 1, 0, 1]
-    np.testing.assert_allclose(buffer.actions[:5, 0, 0], [0.0, 0.1, 0.2, 0.3, 0.4])
-
-
-def test_an_episode_is_not_replayed_before_it_ends():
-    buffer = FinalRewardReplayBuffer(8, BOX, BOX)
-    fill(buffer, [(0.0, 0), (0.0, 0)])
-    assert buffer.size() == 0
-    fill(buffer, [(3.0, 1), (0.0, 0)])
-    assert buffer.size() == 3
-
-
-def test_first_steps_can_be_left_out_as_in_the_released_code():
-    buffer = FinalRewardReplayBuffer(8, BOX, BOX, replay_first_step=False)
-    fill(buffer, [(0.0, 0), (0.0, 0), (-0.5, 1), (0.0, 0), (4.0, 1), (7.0, 1)])
-    assert buffer.rewards[: buffer.size(), 0].tolist() == [-0.5, -0.5, 4.0, 7.0]  # 7: its only step
-    np.testing.assert_allclose(buffer.actions[:4, 0, 0], [0.1, 0.2, 0.4, 0.5])
-
-
-def test_a_time_limit_ends_an_episode_like_any_other_end():
-    buffer = FinalRewardReplayBuffer(4, BOX, BOX)
-    value = np.zeros((1, 1), np.float32)
-    infos = [{"TimeLimit.truncated": True}]
-    buffer.add(value, value, value, np.array([5.0]), np.array([1]), infos)
-    assert buffer.sample(1).dones.item() == 1.0
-
-
-def test_what_is_held_back_is_a_copy():
-    buffer = FinalRewardReplayBuffer(4, BOX, BOX)
-    value = np.ones((1, 1), np.float32)
-    buffer.add(value, value, value, np.array([0.0]), np.array([0]), [{}])
-    value[:] = 9.0
-    buffer.add(value, value, value, np.array([1.0]), np.array([1]), [{}])
-    assert buffer.observations[:2, 0, 0].tolist() == [1.0, 9.0]
 
 
 def test_an_episode_that_a_search_stopped_in_is_not_learned_from(make_env):
