@@ -72,15 +72,6 @@ def test_the_reward_at_the_end_becomes_the_return_of_every_step():
     assert buffer.rewards[:, 0].tolist() == [6.0, 6.0, 8.0, 2.0, 4.0, 3.0]
 
 
-def test_an_episode_cut_by_a_time_limit_is_not_bootstrapped():
-    box = spaces.Box(-1, 1, (1,), np.float32)
-    buffer = ReturnReplayBuffer(4, box, box)
-    value = np.zeros((1, 1), np.float32)
-    infos = [{"TimeLimit.truncated": True}]
-    buffer.add(value, value, value, np.array([5.0]), np.array([1]), infos)
-    assert buffer.sample(1).dones.item() == 1.0
-
-
 def test_truncated_normal_stays_inside_and_does_not_pile_up_at_the_bounds():
     np.random.seed(0)
     drawn = truncated_normal(np.full(20_000, 0.9), 0.5)

@@ -51,8 +51,9 @@ def test_first_steps_can_be_left_out_as_in_the_released_code():
     np.testing.assert_allclose(buffer.actions[:4, 0, 0], [0.1, 0.2, 0.4, 0.5])
 
 
-def test_a_time_limit_ends_an_episode_like_any_other_end():
-    buffer = FinalRewardReplayBuffer(4, BOX, BOX)
+@pytest.mark.parametrize("buffer_class", [FinalRewardReplayBuffer, ReturnReplayBuffer])
+def test_a_time_limit_ends_an_episode_like_any_other_end(buffer_class):
+    buffer = buffer_class(4, BOX, BOX)
     value = np.zeros((1, 1), np.float32)
     infos = [{"TimeLimit.truncated": True}]
     buffer.add(value, value, value, np.array([5.0]), np.array([1]), infos)
