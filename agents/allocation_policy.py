@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from agents.features_extractor import GraphFeaturesExtractor
 from agents.flat_features import FlatFeaturesExtractor
-from agents.masked_policy import MaskedPolicy
+from agents.masked_policy import MaskedPolicy, check_scales
 
 
 class AllocationPolicy(MaskedPolicy):
@@ -72,16 +72,7 @@ class AllocationPolicy(MaskedPolicy):
         **kwargs: Any,
     ) -> None:
         _check(observation_space, action_space)
-        scales = {
-            "offset_scale": offset_scale,
-            "head_scale": head_scale,
-            "log_std_scale": log_std_scale,
-        }
-        for name, scale in scales.items():
-            if not scale >= 0.0:
-                raise ValueError(
-                    f"{name}={scale}: wanted is 0 or more. Change agent.policy_kwargs.{name}."
-                )
+        check_scales(offset_scale=offset_scale, head_scale=head_scale, log_std_scale=log_std_scale)
         self.offset_scale = offset_scale
         self.head_scale = head_scale
         self.log_std_scale = log_std_scale

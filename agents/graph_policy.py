@@ -13,7 +13,7 @@ from stable_baselines3.common.torch_layers import create_mlp
 from torch import Tensor, nn
 
 from agents.features_extractor import GraphFeaturesExtractor, SiteEmbeddings
-from agents.masked_policy import MaskedPolicy
+from agents.masked_policy import MaskedPolicy, check_scales
 
 FREE_SCALE = 0.25
 """How fast the part of the logits learns that is not a polynomial, see PatternLogits."""
@@ -35,6 +35,13 @@ class GraphPolicy(MaskedPolicy):
     | whole | Box, one value per site | means (batch, num_sites) |
     | layerwise | Box, one value for the current site | means (batch, 1) |
 
+    The head is joined by an offset of each site's own, as in `agents.allocation_policy`:
+
+        outputs = head_scale * head(site, graph) + offset_scale * offset
+
+    The offset lets every site go its own way from the first batch on, and the head lets like sites
+    go together, whatever the network. Offsets begin at 0.
+
     Args:
         observation_space: a `GraphObservationSpace`.
         action_space: see the table.
@@ -46,12 +53,16 @@ class GraphPolicy(MaskedPolicy):
         pattern_degree: the part of a site's logits that learns fast is a polynomial of this degree
             in the position of the pattern in its library, at least 0. Neighbours in a library that
             goes from mild to heavy then learn from each other; 0 for a library without order.
+        offset_scale: how fast the offsets learn beside the other weights, at least 0; 0 for no
+            offsets, with which the weights fit another network.
+        head_scale: the same for the head, at least 0.
         log_std_init: log of the initial standard deviation of Gaussian actions; one trainable value
             for all sites.
         kwargs: further arguments of SB3's `ActorCriticPolicy`.
 
     Raises:
-        ValueError: the observation has no topology, or the action space is none of the table.
+        ValueError: the observation has no topology, the action space is none of the table, or a
+            scale is below 0.
     """
 
     action_net: Any
@@ -69,10 +80,15 @@ class GraphPolicy(MaskedPolicy):
         net_arch: list[int] | dict[str, list[int]] | None = None,
         features_extractor_class: type[GraphFeaturesExtractor] = GraphFeaturesExtractor,
         pattern_degree: int = 3,
+        offset_scale: float = 0.0,
+        head_scale: float = 1.0,
         log_std_init: float = -0.7,
         **kwargs: Any,
     ) -> None:
+        check_scales(offset_scale=offset_scale, head_scale=head_scale)
         self.pattern_degree = pattern_degree
+        self.offset_scale = offset_scale
+        self.head_scale = head_scale
         super().__init__(
             observation_space,
             action_space,
@@ -92,11 +108,8 @@ class GraphPolicy(MaskedPolicy):
             if isinstance(self.net_arch, dict)
             else {"pi": self.net_arch, "vf": self.net_arch}
         )
-        output: nn.Module = (
-            nn.Linear(widths["pi"][-1], 1)
-            if isinstance(self.action_space, spaces.Box)
-            else PatternLogits(widths["pi"][-1], outputs_per_site, self.pattern_degree)
-        )
+        degree = 0 if isinstance(self.action_space, spaces.Box) else self.pattern_degree
+        output = PatternLogits(widths["pi"][-1], outputs_per_site, degree)
         input_dim = extractor.site_dim + extractor.graph_dim
         self.action_net = nn.Sequential(
             *create_mlp(input_dim, -1, widths["pi"], self.activation_fn), output
@@ -108,6 +121,7 @@ class GraphPolicy(MaskedPolicy):
             for head, output_gain in ((self.action_net, 0.01), (self.value_net, 1.0)):
                 head.apply(partial(self.init_weights, gain=np.sqrt(2)))
                 head[-1].apply(partial(self.init_weights, gain=output_gain))
+        self.offsets = SiteOffsets(topology.num_sites, output) if self.offset_scale else None
         if isinstance(self.action_space, spaces.Box):
             self.log_std = nn.Parameter(torch.full((1,), self.log_std_init))
         self._use_site_categorical()
@@ -118,7 +132,12 @@ class GraphPolicy(MaskedPolicy):
         )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "pattern_degree": self.pattern_degree}
+        return {
+            **super()._get_constructor_parameters(),
+            "pattern_degree": self.pattern_degree,
+            "offset_scale": self.offset_scale,
+            "head_scale": self.head_scale,
+        }
 
     def _actor_critic(self, obs: Any) -> tuple[Tensor, Tensor]:
         observations = preprocess_obs(obs, self.observation_space, normalize_images=False)
@@ -133,11 +152,17 @@ class GraphPolicy(MaskedPolicy):
 
     def _actor(self, embeddings: SiteEmbeddings) -> Tensor:
         """Logits or means, (batch, num_outputs)."""
-        if self.pi_features_extractor.topology.is_sequential:
-            return self.action_net(torch.cat([embeddings.current_site, embeddings.graph], dim=-1))
-        num_sites = embeddings.sites.shape[1]
-        graph = embeddings.graph.unsqueeze(1).expand(-1, num_sites, -1)
-        return self.action_net(torch.cat([embeddings.sites, graph], dim=-1)).flatten(1)
+        is_sequential = self.pi_features_extractor.topology.is_sequential
+        if is_sequential:
+            sites, graph = embeddings.current_site, embeddings.graph
+        else:
+            sites = embeddings.sites
+            graph = embeddings.graph.unsqueeze(1).expand(-1, sites.shape[1], -1)
+        outputs = self.head_scale * self.action_net(torch.cat([sites, graph], dim=-1))
+        if self.offsets is not None:
+            offsets = self.offset_scale * self.offsets(self.action_net[-1])  # (num_sites, outputs)
+            outputs = outputs + (embeddings.current @ offsets if is_sequential else offsets)
+        return outputs.flatten(1)
 
 
 class PatternLogits(nn.Module):
@@ -145,9 +170,8 @@ class PatternLogits(nn.Module):
 
     The logits are a polynomial in the position of the pattern in its library, plus a free linear
     part whose weights act, and so learn, at a quarter of the rate. A library from mild to heavy is
-    an ordered
-    choice: what is learned of one ratio says something of the next. Every preference can still be
-        learned.
+    an ordered choice: what is learned of one ratio says something of the next. Every preference can
+    still be learned.
 
     Args:
         in_channels: size of the input.
@@ -182,8 +206,35 @@ class PatternLogits(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The logits."""
-        free = self.free_scale * self.free(inputs)
-        return free if self.polynomial is None else free + self.polynomial(inputs) @ self.basis
+        coefficients = None if self.polynomial is None else self.polynomial(inputs)
+        return self.combine(coefficients, self.free(inputs))
+
+    def combine(self, coefficients: Tensor | None, free: Tensor) -> Tensor:
+        """The logits of a polynomial (..., degree), if there is one, and a free part."""
+        free = self.free_scale * free
+        return free if coefficients is None else free + coefficients @ self.basis
+
+
+class SiteOffsets(nn.Module):
+    """What every site adds to the outputs of a head that all sites share; at first nothing.
+
+    Args:
+        num_sites: number of sites.
+        output: last layer of the head, whose order of the patterns holds here too.
+
+    Shapes:
+        - output: (num_sites, num_patterns)
+    """
+
+    def __init__(self, num_sites: int, output: PatternLogits) -> None:
+        super().__init__()
+        degree = 0 if output.polynomial is None else output.polynomial.out_features
+        self.coefficients = nn.Parameter(torch.zeros(num_sites, degree)) if degree else None
+        self.free = nn.Parameter(torch.zeros(num_sites, output.free.out_features))
+
+    def forward(self, output: PatternLogits) -> Tensor:
+        """The offsets; `output` as given when this was made."""
+        return output.combine(self.coefficients, self.free)
 
 
 def _outputs_per_site(action_space: spaces.Space, topology: Any) -> int:

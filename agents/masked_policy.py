@@ -144,3 +144,16 @@ class MaskedPolicy(ActorCriticPolicy):
             allowed = torch.as_tensor(obs[ACTION_MASK], device=outputs.device).flatten(1) > 0.5
             outputs = outputs.masked_fill(~allowed, MASKED_LOGIT)
         return self.action_dist.proba_distribution(action_logits=outputs)
+
+
+def check_scales(**scales: float) -> None:
+    """Refuse a learning scale below 0.
+
+    Raises:
+        ValueError: the message names it.
+    """
+    for name, scale in scales.items():
+        if not scale >= 0.0:
+            raise ValueError(
+                f"{name}={scale}: wanted is 0 or more. Change agent.policy_kwargs.{name}."
+            )

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from gymnasium import spaces
 
+from envs.pattern_projection import project_patterns
 from envs.problem import Actions, Assignment, CostMeter, Problem, State, dense, group_sizes
 from pruning.keep_set import kept_count
 from pruning.plan import Decision
@@ -159,7 +160,8 @@ class PatternAction:
 
     A choice that is not valid is executed as the nearest valid milder channel pattern, else as the
     dense one, and counted in `clamps`. Behind a wall, where mild choices may be shut out, the
-    mildest one that fits takes its place.
+    mildest one that fits takes its place. A budget may scale the whole plan, see
+    `envs.pattern_projection`.
     """
 
     name = "pattern"
@@ -193,6 +195,7 @@ class PatternActions:
         )
         self._known_severities: dict[tuple[int, int], float] = {}
         self._known_uniform: dict[int, dict[str, float]] = {}
+        self._known_fractions: dict[str, np.ndarray] = {}
         self.space: spaces.Space[Any] = (
             spaces.Discrete(self.num_patterns)
             if is_sequential
@@ -218,10 +221,18 @@ class PatternActions:
             executed = np.asarray(
                 [self._nearest(site, p, allowed[site]) for site, p in enumerate(choices)]
             )
+            executed = self._scaled(problem, executed)
             return self._assignment(executed), int((executed != choices).sum())
         pattern = self._nearest(state.site, int(choices[0]), allowed)
         count = int(self._counts[state.site, pattern])
-        return state.assignment.replace(state.site, count, pattern), int(pattern != choices[0])
+        assignment = state.assignment.replace(state.site, count, pattern)
+        clamps = int(pattern != choices[0])
+        if state.site + 1 < problem.num_sites:
+            return assignment, clamps
+        # Only now all is decided that is scaled, see RatioActions.
+        decided = assignment.patterns
+        scaled = self._scaled(problem, decided)
+        return self._assignment(scaled), clamps + int((scaled != decided).sum())
 
     def decisions(self, assignment: Assignment) -> tuple[Decision, ...]:
         """The patterns by name."""
@@ -309,6 +320,28 @@ class PatternActions:
             return int(milder[np.argmax(self._ratios[milder])])
         options = np.flatnonzero(allowed)
         return int(options[np.argmin([self._severity(site, int(p)) for p in options])])
+
+    def _scaled(self, problem: Problem, patterns: np.ndarray) -> np.ndarray:
+        """What the budget makes of a whole choice of valid patterns, (S,)."""
+
+        def cost(choices: np.ndarray) -> int:
+            return problem.meter(self._assignment(choices))
+
+        if not problem.budget.scales(problem.limits, cost(patterns)):
+            return patterns
+        kept = self._kept_fractions(problem.budget.cost)
+        upper = problem.limits.upper
+        return project_patterns(kept, patterns, self._is_channel, lambda p: cost(p) <= upper)
+
+    def _kept_fractions(self, cost: str) -> np.ndarray:
+        """What each pattern keeps of a site, as the budget counts it; nan where invalid, (S, P)."""
+        if cost not in self._known_fractions:
+            kept = self._counts / self._sizes[:, None]
+            if cost == "nonzero_macs":
+                for site, pattern in zip(*np.nonzero(self._valid), strict=True):
+                    kept[site, pattern] = 1.0 - self._severity(int(site), int(pattern))
+            self._known_fractions[cost] = np.where(self._valid, kept, np.nan)
+        return self._known_fractions[cost]
 
     def _assignment(self, patterns: np.ndarray) -> Assignment:
         return Assignment(self._counts[np.arange(len(patterns)), patterns], patterns)

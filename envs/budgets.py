@@ -90,6 +90,9 @@ class Budget(Protocol):
     def relax(self, problem: Problem, fractions: np.ndarray) -> np.ndarray:
         """What `fit` makes of a batch of kept fractions, before rounding, (batch, S)."""
 
+    def scales(self, limits: Limits, cost: int) -> bool:
+        """Whether a whole plan of such a cost is scaled to the upper limit."""
+
 
 def _any_count(self: Budget, problem: Problem, counts: np.ndarray, site: int, wanted: int) -> int:
     """As wanted."""
@@ -113,6 +116,11 @@ def _as_asked(self: Budget, problem: Problem, fractions: np.ndarray) -> np.ndarr
     return np.clip(fractions, problem.smallest.counts / problem.sizes, 1.0)
 
 
+def _never(self: Budget, limits: Limits, cost: int) -> bool:
+    """Plans stay as they are."""
+    return False
+
+
 @dataclass(frozen=True)
 class Unlimited:
     """No budget: the reward alone says what compression is worth. `budget=none`."""
@@ -126,6 +134,7 @@ class Unlimited:
     allowed = _any_option
     fit = _as_wanted
     relax = _as_asked
+    scales = _never
 
     def limits(self, base: int, smallest: int) -> Limits:
         """Everything is within budget."""
@@ -154,6 +163,7 @@ class Wall:
     evaluate_outside = True
     fit = _as_wanted
     relax = _as_asked
+    scales = _never
 
     def __post_init__(self) -> None:
         _check(self.relative_macs, self.cost)
@@ -178,28 +188,30 @@ class Band:
     """AutoSculpt's target +- delta, with `relative_macs` as the upper edge.
 
     The band is [relative_macs - 2 * delta, relative_macs]: the target is relative_macs - delta, so
-    that `budget.relative_macs` bounds the cost from above here as in every other budget. A network
-    outside the band is not measured (its cost is analytic and free) unless `evaluate_outside`; its
-    reward is `envs.rewards.BandPenalty`.
+    that `budget.relative_macs` bounds the cost from above here as in every other budget. A whole
+    plan that lies outside is scaled to the upper edge, as `Project` does it, so an agent learns
+    what to cut and not first how much. Without `project` such a network is not measured (its cost
+    is analytic and free) unless `evaluate_outside`; its reward is `envs.rewards.BandPenalty`. That
+    is also what becomes of one that actions are too coarse to bring inside.
 
     Args:
         relative_macs: upper edge, as a fraction of the unpruned network's MACs, in (0, 1].
         delta: half the width of the band, at least 0.
         cost: "macs" of dense hardware, or "nonzero_macs" of the weights that are not masked.
         evaluate_outside: whether networks outside the band are measured too.
+        project: whether whole plans outside the band are scaled to its upper edge.
     """
 
     relative_macs: float = 0.5
     delta: float = 0.05
     cost: str = "macs"
     evaluate_outside: bool = False
+    project: bool = True
 
     name = "band"
     can_be_missed = True
     largest_count = _any_count
     allowed = _any_option
-    fit = _as_wanted
-    relax = _as_asked
 
     def __post_init__(self) -> None:
         _check(self.relative_macs, self.cost)
@@ -214,6 +226,24 @@ class Band:
         upper = _reachable(self.relative_macs, self.cost, base, smallest)
         lower = math.ceil((self.relative_macs - 2.0 * self.delta) * base - 1e-6)
         return Limits(max(0, min(lower, upper)), upper, base)
+
+    def fit(self, problem: Problem, fractions: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """Plain rounding inside the band, else the projected counts."""
+        cost = int(problem.task.cost.macs_of_counts(wanted))
+        return _scaled(problem, fractions) if self.scales(problem.limits, cost) else wanted
+
+    def relax(self, problem: Problem, fractions: np.ndarray) -> np.ndarray:
+        """The same without rounding."""
+        asked = _as_asked(self, problem, fractions)
+        if not self.project:
+            return asked
+        macs = np.asarray(problem.task.cost.macs_of_counts(asked * problem.sizes))
+        is_inside = (macs >= problem.limits.lower) & (macs <= problem.limits.upper)
+        return np.where(is_inside[:, None], asked, _scaled_relaxed(problem, fractions))
+
+    def scales(self, limits: Limits, cost: int) -> bool:
+        """Plans outside the band are scaled, with `project`."""
+        return self.project and not limits.met(cost)
 
 
 @dataclass(frozen=True)
@@ -242,6 +272,8 @@ class Tolerance:
     largest_count = _any_count
     allowed = _any_option
     fit = _as_wanted
+    relax = _as_asked
+    scales = _never
 
     def __post_init__(self) -> None:
         _check(self.relative_macs, self.cost)
@@ -269,7 +301,8 @@ class Project:
     that the MACs after rounding down are as close below the budget as one shift allows; then single
     channels are added, largest remainder first, until none fits anywhere. What the agent chooses is
     the shape of the plan, never its size. Topping up gives a group one channel as a rule, and a few
-    to a group that is cheap beside the others. In layerwise episodes all this happens in the last
+    to a group that is cheap beside the others. Patterns are scaled in the same way, from one
+    pattern of the library to the next (`envs.pattern_projection`). In layerwise episodes all this happens in the last
     step: what was decided before stands in the observations as it was asked for.
 
     Args:
@@ -294,38 +327,52 @@ class Project:
 
     def fit(self, problem: Problem, fractions: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """The projected counts; `wanted` plays no part."""
-        sizes, smallest = problem.sizes, problem.smallest.counts
-        macs, budget = problem.task.cost.macs_of_counts, problem.limits.upper
-        floor = problem.task.count_grid.round_down
-        logs = np.log(np.maximum(fractions, 1.0 / (2 * sizes)))
-
-        def target(shift: float) -> np.ndarray:
-            return np.clip(np.exp(logs + shift) * sizes, smallest, sizes)
-
-        # At the lower end every group is at its smallest, at the upper end at its largest.
-        low = float((np.log(smallest / sizes) - logs).min()) - 1e-9
-        high = float(-logs.min()) + 1e-9
-        if macs(floor(target(high))) <= budget:
-            return sizes.copy()
-        for _ in range(60):
-            middle = 0.5 * (low + high)
-            low, high = (middle, high) if macs(floor(target(middle))) <= budget else (low, middle)
-        return problem.task.cost.top_up(floor(target(low)), target(low), budget)
+        return _scaled(problem, fractions)
 
     def relax(self, problem: Problem, fractions: np.ndarray) -> np.ndarray:
         """Log kept fractions shifted until fractional channels meet the budget, (batch, S)."""
-        sizes = problem.sizes
-        smallest = problem.smallest.counts / sizes
-        macs, budget = problem.task.cost.macs_of_counts, problem.limits.upper
-        logs = np.log(np.maximum(fractions, 1.0 / (2 * sizes)))
-        low = (np.log(smallest) - logs).min(axis=1, keepdims=True)
-        high = -logs.min(axis=1, keepdims=True)
-        for _ in range(RELAXED_STEPS):
-            middle = 0.5 * (low + high)
-            kept = np.clip(np.exp(logs + middle), smallest, 1.0)
-            fits = np.asarray(macs(kept * sizes))[:, None] <= budget
-            low, high = np.where(fits, middle, low), np.where(fits, high, middle)
-        return np.clip(np.exp(logs + low), smallest, 1.0)
+        return _scaled_relaxed(problem, fractions)
+
+    def scales(self, limits: Limits, cost: int) -> bool:
+        """All plans are scaled."""
+        return True
+
+
+def _scaled(problem: Problem, fractions: np.ndarray) -> np.ndarray:
+    """Counts (S,) whose MACs are at most the upper limit, and close to it."""
+    sizes, smallest = problem.sizes, problem.smallest.counts
+    macs, budget = problem.task.cost.macs_of_counts, problem.limits.upper
+    floor = problem.task.count_grid.round_down
+    logs = np.log(np.maximum(fractions, 1.0 / (2 * sizes)))
+
+    def target(shift: float) -> np.ndarray:
+        return np.clip(np.exp(logs + shift) * sizes, smallest, sizes)
+
+    # At the lower end every group is at its smallest, at the upper end at its largest.
+    low = float((np.log(smallest / sizes) - logs).min()) - 1e-9
+    high = float(-logs.min()) + 1e-9
+    if macs(floor(target(high))) <= budget:
+        return sizes.copy()
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if macs(floor(target(middle))) <= budget else (low, middle)
+    return problem.task.cost.top_up(floor(target(low)), target(low), budget)
+
+
+def _scaled_relaxed(problem: Problem, fractions: np.ndarray) -> np.ndarray:
+    """Log kept fractions shifted until fractional channels meet the upper limit, (batch, S)."""
+    sizes = problem.sizes
+    smallest = problem.smallest.counts / sizes
+    macs, budget = problem.task.cost.macs_of_counts, problem.limits.upper
+    logs = np.log(np.maximum(fractions, 1.0 / (2 * sizes)))
+    low = (np.log(smallest) - logs).min(axis=1, keepdims=True)
+    high = -logs.min(axis=1, keepdims=True)
+    for _ in range(RELAXED_STEPS):
+        middle = 0.5 * (low + high)
+        kept = np.clip(np.exp(logs + middle), smallest, 1.0)
+        fits = np.asarray(macs(kept * sizes))[:, None] <= budget
+        low, high = np.where(fits, middle, low), np.where(fits, high, middle)
+    return np.clip(np.exp(logs + low), smallest, 1.0)
 
 
 def _check(relative_macs: float, cost: str) -> None:

@@ -13,9 +13,6 @@ REFUSED = {
     ("env/episode", "whole", "budget", "wall"): (
         "a wall bounds one decision at a time. Use budget=project (ratios) or budget=band"
     ),
-    ("env/action", "pattern", "budget", "project"): (
-        "a projection scales ratios, and patterns are not ratios. Use budget=band"
-    ),
 }
 """Pairs of parts that make no sense together, and what to do instead."""
 

@@ -226,3 +226,65 @@ def test_every_preference_can_be_learned_in_a_library_without_order():
 def test_a_negative_degree_is_refused(make_env):
     with pytest.raises(ValueError, match="pattern_degree=-1"):
         make_ppo(make_env(), policy_kwargs={**SMALL, "pattern_degree": -1})
+
+
+@pytest.mark.parametrize("action", ["pattern", "ratio"])
+@pytest.mark.parametrize("episode", ["whole", "layerwise"])
+def test_an_offset_moves_its_own_site_and_no_other(make_env, action, episode):
+    kwargs = {**SMALL, "offset_scale": 2.0, "head_scale": 0.5}
+    policy = make_ppo(make_env(action, episode), policy_kwargs=kwargs).policy
+    num_sites = policy.pi_features_extractor.topology.num_sites
+    env = make_env(action, episode)
+    observations, observation = [], env.reset()[0]
+    for _ in range(num_sites if episode == "layerwise" else 1):
+        observations.append(policy.obs_to_tensor(observation)[0])
+        observation = env.step(env.action_space.sample())[0]
+
+    def outputs():
+        with torch.no_grad():
+            parts = [policy._actor_critic(o)[0].reshape(-1, policy.offsets.free.shape[1])
+                     for o in observations]  # fmt: skip
+        return torch.cat(parts)  # (num_sites, num_outputs)
+
+    before = outputs()
+    with torch.no_grad():
+        policy.offsets.free[1, 0] += 1.0
+    moved = outputs() - before
+    scale = policy.action_net[-1].free_scale
+    expected = torch.zeros_like(moved)
+    expected[1, 0] = 2.0 * scale
+    torch.testing.assert_close(moved, expected, atol=1e-5, rtol=0)
+
+
+def test_offsets_begin_at_zero_and_share_the_order_of_the_patterns(make_env):
+    plain = make_ppo(make_env("pattern", "whole")).policy
+    policy = make_ppo(make_env("pattern", "whole"), policy_kwargs={**SMALL, "offset_scale": 1.0})
+    observation = first_observation(policy)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            policy.policy._actor_critic(observation)[0], plain._actor_critic(observation)[0]
+        )
+        output = policy.policy.action_net[-1]
+        policy.policy.offsets.coefficients[0, 0] = 1.0  # the linear part: mild to heavy
+        offsets = policy.policy.offsets(output)
+    assert (offsets[0].diff() > 0).all() or (offsets[0].diff() < 0).all()
+    assert not offsets[1:].any()
+
+
+def test_a_policy_with_offsets_is_saved_and_loaded(make_env, tmp_path):
+    agent = make_ppo(make_env("pattern", "whole"), policy_kwargs={**SMALL, "offset_scale": 1.0})
+    agent.learn(64)
+    agent.save(tmp_path / "agent.zip")
+    loaded = PPO.load(tmp_path / "agent.zip", device="cpu")
+    observation = first_observation(agent)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            loaded.policy._actor_critic(observation)[0], agent.policy._actor_critic(observation)[0]
+        )
+    assert agent.policy.offsets.free.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["offset_scale", "head_scale"])
+def test_a_negative_scale_is_refused(make_env, name):
+    with pytest.raises(ValueError, match=rf"{name}=-1.*Change agent.policy_kwargs.{name}"):
+        make_ppo(make_env(), policy_kwargs={**SMALL, name: -1.0})

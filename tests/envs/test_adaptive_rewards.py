@@ -239,7 +239,9 @@ def test_a_band_around_an_adaptive_reward_passes_its_state_on():
 def test_the_released_band_is_refused_where_nothing_outside_is_measured(make_env):
     with pytest.raises(ValueError, match=r"reward=band and budget\.evaluate_outside=false"):
         make_env("AutoSculpt-v0", budget=Band(), reward=BandReward())
-    env = make_env("AutoSculpt-v0", budget=Band(evaluate_outside=True), reward=BandReward())
+    env = make_env(
+        "AutoSculpt-v0", budget=Band(evaluate_outside=True, project=False), reward=BandReward()
+    )
     env.reset()
     _, reward, terminated, _, info = env.step(np.zeros(4, dtype=np.int64))
     assert (reward, terminated) == (pytest.approx(-0.1), False)

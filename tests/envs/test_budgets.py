@@ -124,7 +124,7 @@ def test_a_band_of_no_width_is_a_single_cost():
 
 
 def test_outside_the_band_nothing_is_measured(make_env, run_episode):
-    env = make_env("AutoSculpt-v0", budget=Band(0.5, 0.05))
+    env = make_env("AutoSculpt-v0", budget=Band(0.5, 0.05, project=False))
     for seed in range(20):
         run_episode(env, seed=seed)
     assert all((record.accuracy is not None) == record.met for record in env.history)
@@ -134,7 +134,7 @@ def test_outside_the_band_nothing_is_measured(make_env, run_episode):
 
 
 def test_measuring_outside_the_band_is_a_switch(make_env):
-    env = make_env("AutoSculpt-v0", budget=Band(0.5, 0.05, evaluate_outside=True))
+    env = make_env("AutoSculpt-v0", budget=Band(0.5, 0.05, evaluate_outside=True, project=False))
     env.reset()
     _, reward, *_, info = env.step(np.zeros(4, int))
     assert env.num_evaluations == 1
@@ -144,7 +144,7 @@ def test_measuring_outside_the_band_is_a_switch(make_env):
 
 
 def test_a_layerwise_episode_may_end_outside_a_band(make_env, run_episode):
-    env = make_env("AMC-v0", budget=Band(0.5, 0.05), reward=AlphaReward(0.5))
+    env = make_env("AMC-v0", budget=Band(0.5, 0.05, project=False), reward=AlphaReward(0.5))
     run_episode(env, [np.array([-1.0], np.float32)] * 4)
     record = env.history[-1]
     assert (record.met, record.accuracy, record.clamps) == (False, None, 0)

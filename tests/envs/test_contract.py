@@ -44,9 +44,7 @@ def names(combination):
 def makes_sense(combination):
     _, action, episode, budget, reward = names(combination)
     return not (
-        (episode == "whole" and budget == "wall")
-        or (budget == "project" and action == "pattern")
-        or (budget == "none" and reward == "amc_error")
+        (episode == "whole" and budget == "wall") or (budget == "none" and reward == "amc_error")
     )
 
 

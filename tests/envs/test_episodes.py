@@ -81,7 +81,7 @@ def test_a_record_holds_raw_and_executed_actions_and_a_plan_that_replays(make_en
 
 
 def test_best_is_the_known_optimum_once_every_plan_was_tried(make_env):
-    env = make_env("AutoSculpt-v0", budget=Band(0.5, 0.1), reward=AlphaReward(0.3))
+    env = make_env("AutoSculpt-v0", budget=Band(0.5, 0.1, project=False), reward=AlphaReward(0.3))
     task, choices = env.task, range(len(env.task.library))
     sizes = np.array([group.size for group in task.graph.groups])
     ratios = np.array([pattern.channel_ratio for pattern in task.library])
@@ -115,7 +115,9 @@ def test_best_considers_every_step_of_a_whole_episode(make_env):
 
 
 def test_a_whole_episode_terminates_inside_the_band_and_is_truncated_outside(make_env):
-    env = make_env("AutoSculpt-v0", budget=Band(0.5, 0.1), episode=Whole(max_steps=2))
+    env = make_env(
+        "AutoSculpt-v0", budget=Band(0.5, 0.1, project=False), episode=Whole(max_steps=2)
+    )
     env.reset()
     dense, heavy = np.zeros(4, int), np.full(4, 3)
     assert env.step(dense)[2:4] == (False, False)
@@ -127,7 +129,7 @@ def test_a_whole_episode_terminates_inside_the_band_and_is_truncated_outside(mak
 
 
 def test_the_next_observation_shows_the_assignment(make_env):
-    env = make_env("AutoSculpt-v0", budget=Band(0.5, 0.1))
+    env = make_env("AutoSculpt-v0", budget=Band(0.5, 0.1, project=False))
     env.reset()
     observation, *_ = env.step(np.array([1, 2, 3, 0]))
     removed, decided, current = observation["site_state"].T

@@ -98,7 +98,7 @@ def test_exact_counts_are_paid_like_the_episode_that_ends_there(shaped, run_epis
 
 
 def test_any_reward_can_be_shaped_also_outside_a_band(shaped, run_episode):
-    parts = {"reward": AlphaReward(0.5), "budget": Band(0.3, delta=0.01)}
+    parts = {"reward": AlphaReward(0.5), "budget": Band(0.3, delta=0.01, project=False)}
     mild = [np.array([-1.0], np.float32)] * 3 + [np.array([1.0], np.float32)]
     _, plain, _ = run_episode(shaped(**parts), mild)
     env = shaped(LocalErrorShaping(0.1), **parts)

@@ -19,7 +19,7 @@ def whole(make_env):
         "AutoSculpt-v0",
         action=SharedPatternAction(),
         episode=Whole(max_steps=3000),
-        budget=Band(0.3, 0.0),
+        budget=Band(0.3, 0.0, project=False),
     )
 
 
@@ -56,7 +56,12 @@ def test_patterns_are_drawn_as_often_as_their_weights_say(whole):
 
 
 def test_what_is_not_valid_at_a_site_is_not_drawn(make_env, mixed_task):
-    env = make_env("AutoSculpt-v0", task=mixed_task, action=SharedPatternAction(), budget=Band(0.3))
+    env = make_env(
+        "AutoSculpt-v0",
+        task=mixed_task,
+        action=SharedPatternAction(),
+        budget=Band(0.3, project=False),
+    )
     valid = mixed_task.valid
     index = {pattern.name: i for i, pattern in enumerate(mixed_task.library)}
     assert not valid.all()
@@ -86,7 +91,7 @@ def test_an_episode_that_never_gets_there_ends_with_the_penalty_of_the_released_
         "AutoSculpt-v0",
         action=SharedPatternAction(),
         episode=Whole(max_steps=3),
-        budget=Band(0.3, 0.0, evaluate_outside=True),
+        budget=Band(0.3, 0.0, evaluate_outside=True, project=False),
         reward=BandReward(),
     )
     env.reset()
