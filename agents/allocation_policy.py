@@ -91,6 +91,8 @@ class AllocationPolicy(MaskedPolicy):
             net_arch=[64] if net_arch is None else net_arch,
             features_extractor_class=features_extractor_class,
             features_extractor_kwargs=features_extractor_kwargs,
+            offset_scale=offset_scale,
+            head_scale=head_scale,
             log_std_init=log_std_init,
             **kwargs,
         )
@@ -154,8 +156,6 @@ class AllocationPolicy(MaskedPolicy):
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
             **super()._get_constructor_parameters(),
-            "offset_scale": self.offset_scale,
-            "head_scale": self.head_scale,
             "log_std_scale": self.log_std_scale,
         }
 

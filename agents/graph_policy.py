@@ -13,7 +13,7 @@ from stable_baselines3.common.torch_layers import create_mlp
 from torch import Tensor, nn
 
 from agents.features_extractor import GraphFeaturesExtractor, SiteEmbeddings
-from agents.masked_policy import MaskedPolicy, check_scales
+from agents.masked_policy import MaskedPolicy
 
 FREE_SCALE = 0.25
 """How fast the part of the logits learns that is not a polynomial, see PatternLogits."""
@@ -35,12 +35,9 @@ class GraphPolicy(MaskedPolicy):
     | whole | Box, one value per site | means (batch, num_sites) |
     | layerwise | Box, one value for the current site | means (batch, 1) |
 
-    The head is joined by an offset of each site's own, as in `agents.allocation_policy`:
-
-        outputs = head_scale * head(site, graph) + offset_scale * offset
-
-    The offset lets every site go its own way from the first batch on, and the head lets like sites
-    go together, whatever the network. Offsets begin at 0.
+    The offsets of `MaskedPolicy` belong to the sites here, in layerwise episodes too. They let
+    every site go its own way, and the head lets like sites go together; without them the weights
+    fit another network.
 
     Args:
         observation_space: a `GraphObservationSpace`.
@@ -53,12 +50,9 @@ class GraphPolicy(MaskedPolicy):
         pattern_degree: the part of a site's logits that learns fast is a polynomial of this degree
             in the position of the pattern in its library, at least 0. Neighbours in a library that
             goes from mild to heavy then learn from each other; 0 for a library without order.
-        offset_scale: how fast the offsets learn beside the other weights, at least 0; 0 for no
-            offsets, with which the weights fit another network.
-        head_scale: the same for the head, at least 0.
         log_std_init: log of the initial standard deviation of Gaussian actions; one trainable value
             for all sites.
-        kwargs: further arguments of SB3's `ActorCriticPolicy`.
+        kwargs: further arguments of `MaskedPolicy`, among them `offset_scale` and `head_scale`.
 
     Raises:
         ValueError: the observation has no topology, the action space is none of the table, or a
@@ -80,15 +74,10 @@ class GraphPolicy(MaskedPolicy):
         net_arch: list[int] | dict[str, list[int]] | None = None,
         features_extractor_class: type[GraphFeaturesExtractor] = GraphFeaturesExtractor,
         pattern_degree: int = 3,
-        offset_scale: float = 0.0,
-        head_scale: float = 1.0,
         log_std_init: float = -0.7,
         **kwargs: Any,
     ) -> None:
-        check_scales(offset_scale=offset_scale, head_scale=head_scale)
         self.pattern_degree = pattern_degree
-        self.offset_scale = offset_scale
-        self.head_scale = head_scale
         super().__init__(
             observation_space,
             action_space,
@@ -132,12 +121,7 @@ class GraphPolicy(MaskedPolicy):
         )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {
-            **super()._get_constructor_parameters(),
-            "pattern_degree": self.pattern_degree,
-            "offset_scale": self.offset_scale,
-            "head_scale": self.head_scale,
-        }
+        return {**super()._get_constructor_parameters(), "pattern_degree": self.pattern_degree}
 
     def _actor_critic(self, obs: Any) -> tuple[Tensor, Tensor]:
         observations = preprocess_obs(obs, self.observation_space, normalize_images=False)

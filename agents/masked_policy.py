@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import (
@@ -12,7 +13,7 @@ from stable_baselines3.common.distributions import (
     MultiCategoricalDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from agents.flat_features import ACTION_MASK, FlatFeaturesExtractor
@@ -61,15 +62,25 @@ class MaskedPolicy(ActorCriticPolicy):
     Masking in Policy Gradient Algorithms", https://arxiv.org/abs/2006.14171). Without a mask it is
     SB3's policy.
 
+    The head may be joined by one offset per output:
+
+        outputs = head_scale * head(observation) + offset_scale * offset
+
+    In `whole` episodes an offset belongs to one site, and lets it go its own way from the first
+    batch on; it begins at 0 and learns as fast as any weight, where a head has to tell the sites
+    apart first.
+
     Args:
         observation_space: any space the features extractor reads.
         action_space: Discrete, MultiDiscrete or Box.
         lr_schedule: learning rate as a function of the remaining progress.
         features_extractor_class: `FlatFeaturesExtractor` unless given.
+        offset_scale: how fast the offsets learn beside the other weights, at least 0; 0 for none.
+        head_scale: the same for the head, at least 0.
         kwargs: further arguments of SB3's `ActorCriticPolicy`.
 
     Raises:
-        ValueError: gSDE is asked for.
+        ValueError: gSDE is asked for, or a scale is below 0.
     """
 
     def __init__(
@@ -79,6 +90,8 @@ class MaskedPolicy(ActorCriticPolicy):
         lr_schedule: Any,
         *,
         features_extractor_class: Any = FlatFeaturesExtractor,
+        offset_scale: float = 0.0,
+        head_scale: float = 1.0,
         use_sde: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -87,6 +100,9 @@ class MaskedPolicy(ActorCriticPolicy):
                 f"{type(self).__name__} has no state-dependent exploration: "
                 "set agent.use_sde=false."
             )
+        check_scales(offset_scale=offset_scale, head_scale=head_scale)
+        self.offset_scale = offset_scale
+        self.head_scale = head_scale
         super().__init__(
             observation_space,
             action_space,
@@ -96,8 +112,17 @@ class MaskedPolicy(ActorCriticPolicy):
         )
 
     def _build(self, lr_schedule: Any) -> None:
+        if self.offset_scale:  # before the optimiser is made
+            self.offset = nn.Parameter(torch.zeros(_num_outputs(self.action_space)))
         super()._build(lr_schedule)
         self._use_site_categorical()
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            **super()._get_constructor_parameters(),
+            "offset_scale": self.offset_scale,
+            "head_scale": self.head_scale,
+        }
 
     def _use_site_categorical(self) -> None:
         """Replace SB3's loop over the sites when all have equally many choices."""
@@ -135,7 +160,10 @@ class MaskedPolicy(ActorCriticPolicy):
         else:
             latent_pi = self.mlp_extractor.forward_actor(features[0])
             latent_vf = self.mlp_extractor.forward_critic(features[1])
-        return self.action_net(latent_pi), self.value_net(latent_vf)
+        outputs = self.head_scale * self.action_net(latent_pi)
+        if self.offset_scale:
+            outputs = outputs + self.offset_scale * self.offset
+        return outputs, self.value_net(latent_vf)
 
     def _distribution(self, obs: Any, outputs: Tensor) -> Distribution:
         if isinstance(self.action_dist, DiagGaussianDistribution):
@@ -144,6 +172,15 @@ class MaskedPolicy(ActorCriticPolicy):
             allowed = torch.as_tensor(obs[ACTION_MASK], device=outputs.device).flatten(1) > 0.5
             outputs = outputs.masked_fill(~allowed, MASKED_LOGIT)
         return self.action_dist.proba_distribution(action_logits=outputs)
+
+
+def _num_outputs(action_space: spaces.Space) -> int:
+    """Logits or means of an action."""
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return int(action_space.nvec.sum())
+    if isinstance(action_space, spaces.Discrete):
+        return int(action_space.n)
+    return int(np.prod(action_space.shape or ()))
 
 
 def check_scales(**scales: float) -> None:

@@ -302,8 +302,9 @@ class Project:
     channels are added, largest remainder first, until none fits anywhere. What the agent chooses is
     the shape of the plan, never its size. Topping up gives a group one channel as a rule, and a few
     to a group that is cheap beside the others. Patterns are scaled in the same way, from one
-    pattern of the library to the next (`envs.pattern_projection`). In layerwise episodes all this happens in the last
-    step: what was decided before stands in the observations as it was asked for.
+    pattern of the library to the next (`envs.pattern_projection`). In layerwise episodes all this
+    happens in the last step: what was decided before stands in the observations as it was asked
+    for.
 
     Args:
         relative_macs: MACs left, as a fraction of the unpruned network's, in (0, 1].

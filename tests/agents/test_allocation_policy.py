@@ -168,8 +168,8 @@ def test_ppo_in_the_allocation_environment_gets_this_policy(make_env, encoder):
 
 
 def test_in_other_environments_and_for_other_agents_nothing_changes():
-    ppo = OmegaConf.to_container(composed("agent=ppo").agent, resolve=True)
-    assert ppo["policy"]["path"] == "agents.graph_policy.GraphPolicy"
+    ppo = OmegaConf.to_container(composed("agent=ppo", "env=amc").agent, resolve=True)
+    assert ppo["policy"]["path"] == "agents.masked_policy.MaskedPolicy"
     assert ppo["n_steps"] == 32
     cmaes = OmegaConf.to_container(composed("agent=cmaes", "env=allocation").agent, resolve=True)
     assert set(cmaes) == {"_target_", "_convert_", "seed", "start", "sigma", "population_size"}

@@ -42,7 +42,7 @@ def names(combination):
 
 
 def makes_sense(combination):
-    _, action, episode, budget, reward = names(combination)
+    _, _, episode, budget, reward = names(combination)
     return not (
         (episode == "whole" and budget == "wall") or (budget == "none" and reward == "amc_error")
     )
