@@ -288,3 +288,23 @@ def test_a_policy_with_offsets_is_saved_and_loaded(make_env, tmp_path):
 def test_a_negative_scale_is_refused(make_env, name):
     with pytest.raises(ValueError, match=rf"{name}=-1.*Change agent.policy_kwargs.{name}"):
         make_ppo(make_env(), policy_kwargs={**SMALL, name: -1.0})
+
+
+def test_without_a_graph_an_offset_moves_its_own_output_and_the_head_is_scaled(make_env):
+    def outputs(policy):
+        with torch.no_grad():
+            return policy._actor_critic(observation)[0][0]
+
+    env = make_env("pattern", "whole")
+    plain = make_ppo(env, MaskedPolicy, {"net_arch": [8]}).policy
+    kwargs = {"net_arch": [8], "offset_scale": 2.0, "head_scale": 0.5}
+    agent = make_ppo(env, MaskedPolicy, kwargs)
+    observation = first_observation(agent)
+    torch.testing.assert_close(outputs(agent.policy), 0.5 * outputs(plain))
+    with torch.no_grad():
+        agent.policy.offset[3] = 1.0
+    moved = outputs(agent.policy) - 0.5 * outputs(plain)
+    torch.testing.assert_close(moved, 2.0 * torch.eye(len(moved))[3], atol=1e-6, rtol=0)
+    before = agent.policy.offset.detach().clone()
+    agent.learn(32)
+    assert (agent.policy.offset != before).all()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from envs.actions import RatioAction
-from envs.budgets import Band, Project
+from envs.budgets import Band, Project, Tolerance
 from envs.episodes import Layerwise, Whole
 from envs.pattern_projection import project_patterns
 from envs.rewards import AlphaReward
@@ -116,3 +116,22 @@ def test_a_ratio_outside_the_band_is_scaled_as_by_a_projection(make_env, run_epi
         run_episode(env, [np.array([-0.9, 0.2, -0.3, -1.0], np.float32)])
         plans.append(env.best.plan.keep_set(env.task.graph).counts.tolist())
     assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize("budget", [Band(0.4, 0.1), Band(0.4, 0.1, project=False), Tolerance(0.4)])
+def test_previewed_ratios_are_scaled_as_executed_ones_are(budget, make_env):
+    env = make_env("AutoSculpt-v0", action=RatioAction(0.8), budget=budget, episode=Whole(1))
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1.0, 1.0, (40, 4)).astype(np.float32)
+    sizes = np.array([group.size for group in env.task.graph.groups])
+    relaxed, rounded = env.preview(actions, rounded=False), env.preview(actions, rounded=True)
+    # the mean, as topping up may give much to a site that costs hardly anything
+    assert np.abs(relaxed - rounded).mean() < 1.0 / sizes.min()
+    relative = env.task.cost.macs_of_counts(relaxed * sizes) / env.task.cost.base_macs
+    if isinstance(budget, Band) and budget.project:
+        assert relative.max() <= 0.4 + 1e-6
+        assert relative.min() >= 0.2 - 1e-6
+    else:
+        asked = 1.0 - (actions + 1.0) / 2.0 * 0.8
+        np.testing.assert_allclose(relaxed, np.maximum(asked, 1.0 / sizes), atol=0.15)
+        assert relative.max() > 0.5
