@@ -13,12 +13,10 @@ import stable_baselines3
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.utils import update_learning_rate
 from torch import Tensor
 from torch.nn import functional
 
 from agents.off_policy import _EpisodeExploration
-from agents.ranking import moments
 from agents.replay import FinalRewardDictReplayBuffer, FinalRewardReplayBuffer
 
 BASELINES = ("batch", "episode", "none")
@@ -86,13 +84,6 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
         replay_first_step: whether first transitions of episodes are learned from.
         buffer_size: transitions in the replay buffer, >= 1; None for 100 per site of the env's
             task.
-        imitation: weight of the squared distance between the actor's actions and those in the
-            replay buffer, each weighted by the rank of its outcome to the power of
-            `imitation_power`, at least 0. It keeps the actor where plans were measured: a critic
-            that has seen a hundred of them is wrong at the bounds, which is where its gradient
-            leads (TD3+BC, https://arxiv.org/abs/2106.06860, with ranks as weights). Needs
-            `rank_power`.
-        imitation_power: above 0; higher follows the best plans only.
         kwargs: further arguments of `agents.off_policy.DDPG`; `DEFAULTS` are AMC's values.
 
     Attributes:
@@ -117,8 +108,6 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
         bootstrap: bool = True,
         replay_first_step: bool = True,
         buffer_size: int | None = None,
-        imitation: float = 0.0,
-        imitation_power: float = 8.0,
         **kwargs: Any,
     ) -> None:
         if baseline not in BASELINES:
@@ -131,41 +120,29 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
                 f"Ranks have mean 0 already, and the baseline is {baseline!r}. Set "
                 "agent.baseline=none, or agent.rank_power=null."
             )
-        if not (imitation >= 0.0 and imitation_power > 0.0):
-            raise ValueError(
-                f"imitation={imitation}, imitation_power={imitation_power}: wanted are 0 or more "
-                "and a power above 0. Change them in the agent config."
-            )
-        if imitation > 0.0 and kwargs.get("rank_power") is None:
-            raise ValueError(
-                f"imitation={imitation} weighs actions by the rank of their outcome, and "
-                "rank_power is null. Set agent.rank_power, or agent.imitation=0."
-            )
         if not 0.0 < baseline_step <= 1.0:
             raise ValueError(
                 f"The step of the baseline must be in (0, 1], got {baseline_step}. "
                 f"Change agent.baseline_step."
-            )
-        if actor_learning_rate <= 0.0:
-            raise ValueError(
-                f"The actor's learning rate must be positive, got {actor_learning_rate}. "
-                f"Change agent.actor_learning_rate."
             )
         if buffer_size is not None and buffer_size < 1:
             raise ValueError(
                 f"The replay buffer holds at least 1 transition, got {buffer_size}. "
                 f"Change agent.buffer_size."
             )
-        self.actor_learning_rate = actor_learning_rate
         self.learn_in_warmup = learn_in_warmup
         self.baseline = baseline
         self.baseline_step = baseline_step
         self.bootstrap = bootstrap
         self.replay_first_step = replay_first_step
-        self.imitation = imitation
-        self.imitation_power = imitation_power
         self.moving_average: float | None = None
-        super().__init__(policy, env, buffer_size=buffer_size or 0, **{**DEFAULTS, **kwargs})
+        super().__init__(
+            policy,
+            env,
+            actor_learning_rate=actor_learning_rate,
+            buffer_size=buffer_size or 0,
+            **{**DEFAULTS, **kwargs},
+        )
 
     def _setup_model(self) -> None:
         if self.buffer_size == 0:  # none was given
@@ -207,7 +184,6 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
             return
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.critic.optimizer)
-        update_learning_rate(self.actor.optimizer, self.actor_learning_rate)
         batches = buffer.sample_several(gradient_steps, batch_size, self._vec_normalize_env)
         losses = torch.stack([self._update(batch) for batch in batches])
         self._n_updates += gradient_steps
@@ -228,10 +204,7 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
         self.critic.optimizer.zero_grad()
         critic_loss.backward()
         self.critic.optimizer.step()
-        actions = self.actor(batch.observations)
-        actor_loss = -self.critic.q1_forward(batch.observations, actions).mean()
-        if self.imitation > 0.0:
-            actor_loss = actor_loss + self.imitation * self._distance(actions, batch)
+        actor_loss = self._actor_loss(batch)
         self.actor.optimizer.zero_grad()
         actor_loss.backward(inputs=list(self.actor.parameters()))
         self.actor.optimizer.step()
@@ -242,15 +215,6 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
             ):
                 _follow(list(target.parameters()), list(network.parameters()), self.tau)
         return torch.stack([critic_loss.detach(), actor_loss.detach()])
-
-    def _distance(self, actions: Tensor, batch: Any) -> Tensor:
-        """Squared distance from the actions taken, averaged over the well ranked of them, ()."""
-        assert self.rank_power is not None, "checked by the constructor"
-        mean, deviation = moments(self.rank_power)
-        powered = (batch.rewards[:, 0] * deviation + mean).clamp(min=0.0)  # rank ** rank_power
-        weights = powered ** (self.imitation_power / self.rank_power)
-        squares = (actions - batch.actions).pow(2).sum(dim=1)
-        return (weights * squares).sum() / weights.sum().clamp(min=1e-12)
 
     @torch.no_grad()
     def _targets(self, batch: Any) -> Tensor:

@@ -28,16 +28,19 @@ class FlatFeaturesExtractor(BaseFeaturesExtractor):
     """
 
     def __init__(self, observation_space: spaces.Space) -> None:
-        parts = (
-            [space for key, space in observation_space.items() if key != ACTION_MASK]
+        parts: dict[str, spaces.Space] = (
+            {key: space for key, space in observation_space.items() if key != ACTION_MASK}
             if isinstance(observation_space, spaces.Dict)
-            else [observation_space]
+            else {"": observation_space}
         )
-        super().__init__(observation_space, features_dim=sum(flatdim(space) for space in parts))
+        super().__init__(
+            observation_space, features_dim=sum(flatdim(space) for space in parts.values())
+        )
+        self._keys = tuple(parts)
 
     def forward(self, observations: Tensor | Mapping[str, Tensor]) -> Tensor:
         """One vector per observation."""
         if isinstance(observations, Tensor):
             return observations.flatten(1)
-        parts = [value.flatten(1) for key, value in observations.items() if key != ACTION_MASK]
-        return torch.cat(parts, dim=1)
+        # In the order of the space: an environment and a replay buffer list entries differently.
+        return torch.cat([observations[key].flatten(1) for key in self._keys], dim=1)

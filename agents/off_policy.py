@@ -10,8 +10,12 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from torch import nn
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
+from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.td3.policies import TD3Policy
+from torch import Tensor, nn
 
+from agents.ranking import moments
 from agents.replay import ReturnDictReplayBuffer, ReturnReplayBuffer
 
 WARMUPS = ("uniform", "noise")
@@ -27,6 +31,8 @@ class _ShortSearch(OffPolicyAlgorithm):
         rank_power: every stored outcome counts by its rank among all of them, see
             `agents.replay`; None for the rewards themselves.
         warm_start: whether the actor's first output is the uniform plan, whatever it observes.
+        actor_learning_rate: of the actor, above 0, where it differs from that of the critic; None
+            for `learning_rate`, which is SB3's.
         kwargs: further arguments of the SB3 agent.
 
     Raises:
@@ -40,8 +46,14 @@ class _ShortSearch(OffPolicyAlgorithm):
         *,
         rank_power: float | None = None,
         warm_start: bool = False,
+        actor_learning_rate: float | None = None,
         **kwargs: Any,
     ) -> None:
+        if actor_learning_rate is not None and not actor_learning_rate > 0.0:
+            raise ValueError(
+                f"The actor's learning rate must be positive, got {actor_learning_rate}. "
+                f"Change agent.actor_learning_rate."
+            )
         if rank_power is not None and not rank_power > 0.0:
             raise ValueError(
                 f"rank_power={rank_power}: wanted is a power above 0, or null for plain rewards. "
@@ -49,6 +61,7 @@ class _ShortSearch(OffPolicyAlgorithm):
             )
         self.rank_power = rank_power
         self.warm_start = warm_start
+        self.actor_learning_rate = actor_learning_rate
         super().__init__(policy, env, **kwargs)
 
     def _setup_model(self) -> None:
@@ -62,6 +75,12 @@ class _ShortSearch(OffPolicyAlgorithm):
         super()._setup_model()
         if self.warm_start and self.env is not None:
             self._start_at(self._uniform_action())
+
+    def _update_learning_rate(self, optimizers: Any) -> None:
+        super()._update_learning_rate(optimizers)
+        if self.actor_learning_rate is not None:
+            actor: Any = self.policy.actor
+            update_learning_rate(actor.optimizer, self.actor_learning_rate)
 
     def _buffer_class(self) -> Any:
         is_dict = isinstance(self.observation_space, spaces.Dict)
@@ -118,6 +137,13 @@ class _EpisodeExploration(_ShortSearch):
         sigma: standard deviation in the action scaled to [-1, 1]; AMC's 0.5 on [0, 1] is 1.0 here.
         sigma_decay: factor per episode, in (0, 1].
         sigma_min: the standard deviation never falls below this.
+        imitation: weight of the squared distance between the actor's actions and those in the
+            replay buffer, each weighted by the rank of its outcome to the power of
+            `imitation_power`, at least 0. It keeps the actor where plans were measured: a critic
+            that has seen a hundred of them is wrong at the bounds, which is where its gradient
+            leads (TD3+BC, https://arxiv.org/abs/2106.06860, with ranks as weights). Needs
+            `rank_power`.
+        imitation_power: above 0; higher follows the best plans only.
         kwargs: further arguments, see `_ShortSearch`.
 
     Raises:
@@ -134,6 +160,8 @@ class _EpisodeExploration(_ShortSearch):
         sigma: float = 1.0,
         sigma_decay: float = 0.98,
         sigma_min: float = 0.02,
+        imitation: float = 0.0,
+        imitation_power: float = 8.0,
         action_noise: ActionNoise | None = None,
         **kwargs: Any,
     ) -> None:
@@ -152,6 +180,18 @@ class _EpisodeExploration(_ShortSearch):
                 "sigma > 0, sigma_decay in (0, 1] and sigma_min in [0, sigma]. Change them in the "
                 "agent config."
             )
+        if not (imitation >= 0.0 and imitation_power > 0.0):
+            raise ValueError(
+                f"imitation={imitation}, imitation_power={imitation_power}: wanted are 0 or more "
+                "and a power above 0. Change them in the agent config."
+            )
+        if imitation > 0.0 and kwargs.get("rank_power") is None:
+            raise ValueError(
+                f"imitation={imitation} weighs actions by the rank of their outcome, and "
+                "rank_power is null. Set agent.rank_power, or agent.imitation=0."
+            )
+        self.imitation = imitation
+        self.imitation_power = imitation_power
         self.warmup = warmup
         self.warmup_episodes = warmup_episodes
         self.sigma = sigma
@@ -177,13 +217,96 @@ class _EpisodeExploration(_ShortSearch):
             scaled = truncated_normal(mean, self.current_sigma)
         return self.policy.unscale_action(scaled), scaled
 
+    def _actor_loss(self, batch: Any) -> Tensor:
+        """Minus the value of the actor's actions on a batch, and imitation, ()."""
+        policy: Any = self.policy
+        actions = policy.actor(batch.observations)
+        loss = -policy.critic.q1_forward(batch.observations, actions).mean()
+        if self.imitation == 0.0:
+            return loss
+        return loss + self.imitation * self._distance(actions, batch)
 
-class DDPG(_EpisodeExploration, stable_baselines3.DDPG):
+    def _distance(self, actions: Tensor, batch: Any) -> Tensor:
+        """Squared distance from the actions taken, averaged over the well ranked of them, ()."""
+        assert self.rank_power is not None, "checked by the constructor"
+        mean, deviation = moments(self.rank_power)
+        powered = (batch.rewards[:, 0] * deviation + mean).clamp(min=0.0)  # rank ** rank_power
+        weights = powered ** (self.imitation_power / self.rank_power)
+        squares = (actions - batch.actions).pow(2).sum(dim=1)
+        return (weights * squares).sum() / weights.sum().clamp(min=1e-12)
+
+
+class _Imitation(_EpisodeExploration):
+    """Updates of SB3's deterministic agents with imitation, for which theirs have no place.
+
+    Returns are the targets, so nothing reads target networks, and they are left as they are.
+
+    Raises:
+        ValueError: with imitation, updates come within episodes, whose returns are not known yet.
+    """
+
+    policy_delay: int
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        frequency: Any = self.train_freq
+        if self.imitation > 0.0 and frequency.unit is not TrainFrequencyUnit.EPISODE:
+            raise ValueError(
+                f"imitation={self.imitation} learns from whole episodes, and updates come every "
+                f"{frequency.frequency} steps. Set agent.train_freq to [1, episode], or "
+                "agent.imitation=0."
+            )
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """Update the critics, and the actor every `policy_delay` of these updates.
+
+        Args:
+            gradient_steps: number of updates.
+            batch_size: transitions per update.
+        """
+        if self.imitation == 0.0:
+            super().train(gradient_steps, batch_size)
+            return
+        policy, buffer = self.policy, self.replay_buffer
+        assert isinstance(policy, TD3Policy)
+        assert isinstance(buffer, ReturnReplayBuffer | ReturnDictReplayBuffer)
+        policy.set_training_mode(True)
+        actor, critic = policy.actor, policy.critic
+        self._update_learning_rate([actor.optimizer, critic.optimizer])
+        losses: dict[str, list[Tensor]] = {"train/critic_loss": [], "train/actor_loss": []}
+        for batch in buffer.sample_several(gradient_steps, batch_size, self._vec_normalize_env):
+            self._n_updates += 1
+            values = critic(batch.observations, batch.actions)
+            critic_loss = torch.stack([(value - batch.rewards).pow(2).mean() for value in values])
+            _descend(critic.optimizer, critic_loss.sum(), list(critic.parameters()))
+            losses["train/critic_loss"].append(critic_loss.sum().detach())
+            if self._n_updates % self.policy_delay == 0:
+                actor_loss = self._actor_loss(batch)
+                _descend(actor.optimizer, actor_loss, list(actor.parameters()))
+                losses["train/actor_loss"].append(actor_loss.detach())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for name, values in losses.items():
+            if values:
+                self.logger.record(name, float(torch.stack(values).mean()))
+
+
+def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[Tensor]) -> None:
+    """One step of an optimiser; only the gradients that it reads are computed."""
+    optimizer.zero_grad()
+    loss.backward(inputs=parameters)
+    optimizer.step()
+
+
+class DDPG(_Imitation, stable_baselines3.DDPG):
     """SB3's DDPG (https://arxiv.org/abs/1509.02971), AMC's exploration, returns as targets."""
 
 
-class TD3(_EpisodeExploration, stable_baselines3.TD3):
-    """SB3's TD3 (https://arxiv.org/abs/1802.09477), AMC's exploration, returns as targets."""
+class TD3(_Imitation, stable_baselines3.TD3):
+    """SB3's TD3 (https://arxiv.org/abs/1802.09477), AMC's exploration, returns as targets.
+
+    With returns as targets there is no bootstrapped value to smooth or to take the least of two
+    of: what is left of TD3 is an actor that is updated half as often.
+    """
 
 
 class SAC(_ShortSearch, stable_baselines3.SAC):

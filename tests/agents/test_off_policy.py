@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.noise import NormalActionNoise
 
@@ -116,6 +117,14 @@ def test_the_flat_features_are_all_entries_but_the_mask(make_env):
     assert FlatFeaturesExtractor(spaces.Box(0, 1, (11,))).features_dim == 11
 
 
+def test_the_order_of_entries_does_not_change_the_flat_features(make_env):
+    env = make_env("ratio")
+    extractor = FlatFeaturesExtractor(env.observation_space)
+    observation = {key: torch.as_tensor(value)[None] for key, value in env.reset()[0].items()}
+    backwards = dict(reversed(observation.items()))
+    assert torch.equal(extractor(observation), extractor(backwards))
+
+
 # A start at the uniform plan
 
 
@@ -155,10 +164,84 @@ def test_sac_begins_with_its_own_policy_and_the_given_deviation(make_env):
         SAC("MultiInputPolicy", env, sigma=0, **kwargs)
 
 
+# What the actor learns from
+
+
+@pytest.mark.parametrize("agent_class", [DDPG, TD3, SAC])
+def test_the_actor_may_learn_slower_than_the_critic(make_env, agent_class):
+    kwargs = {"learning_rate": 1e-2, "actor_learning_rate": 1e-4, "learning_starts": 1}
+    env = make_env("ratio")
+    agent = agent_class(
+        "MultiInputPolicy", env, policy_kwargs=dict(FLAT), seed=0, buffer_size=99, **kwargs
+    )
+    agent.learn(8)
+    assert agent._n_updates > 0
+    assert agent.actor.optimizer.param_groups[0]["lr"] == 1e-4
+    assert agent.critic.optimizer.param_groups[0]["lr"] == 1e-2
+
+
+@pytest.mark.parametrize(("agent_class", "updates_of_actor"), [(DDPG, 20), (TD3, 10)])
+def test_imitation_leads_to_the_best_ranked_actions(make_env, agent_class, updates_of_actor):
+    """So strong a pull leaves the critic no say: the actor goes where the best outcomes were."""
+    env = make_env("ratio")
+    agent = make_agent(
+        env,
+        agent_class,
+        rank_power=2.0,
+        imitation=1e3,
+        imitation_power=200.0,
+        warmup_episodes=1000,
+        learning_starts=1000,
+    )
+    agent.learn(30)
+    buffer = agent.replay_buffer
+    best = buffer.actions[int(np.argmax(buffer.rewards[:30, 0])), 0]
+    actor_steps = []
+    agent.actor.optimizer.register_step_post_hook(lambda *_: actor_steps.append(1))
+    agent.train(20, 512)
+    assert len(actor_steps) == updates_of_actor
+    agent.train(300, 512)  # so large that the best is in every batch
+    action, _ = agent.predict(env.reset()[0], deterministic=True)
+    np.testing.assert_allclose(agent.policy.scale_action(action), best, atol=0.1)
+
+
+def test_without_imitation_updates_are_those_of_sb3(make_env):
+    """Where every stored episode has ended, both give the same critic from the same draws."""
+    found = []
+    for imitation in (0.0, 1e-12):
+        agent = make_agent(
+            make_env("ratio"),
+            rank_power=2.0,
+            imitation=imitation,
+            warmup_episodes=99,
+            learning_starts=99,
+        )
+        agent.learn(12)
+        np.random.seed(1)
+        agent.train(1, 32)
+        found.append([parameter.detach().numpy() for parameter in agent.critic.parameters()])
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         pytest.param({"rank_power": -1}, r"rank_power=-1: .* Change agent\.rank_power", id="rank"),
+        pytest.param(
+            {"actor_learning_rate": 0.0},
+            r"got 0.0. Change agent\.actor_learning_rate",
+            id="actor's rate",
+        ),
+        pytest.param({"imitation": -1.0}, r"imitation=-1.0, .* wanted are 0 or more", id="pull"),
+        pytest.param(
+            {"imitation": 1.0}, r"rank_power is null. Set agent\.rank_power", id="pull, no ranks"
+        ),
+        pytest.param(
+            {"imitation": 1.0, "rank_power": 2.0, "train_freq": (4, "step")},
+            r"every 4 steps. Set agent\.train_freq",
+            id="pull, half an episode",
+        ),
         pytest.param({"sigma": -1.0}, "sigma=-1.0", id="sigma"),
         pytest.param({"sigma_decay": 1.5}, "sigma_decay=1.5", id="decay"),
         pytest.param({"sigma_min": 2.0}, "sigma_min=2.0", id="min"),

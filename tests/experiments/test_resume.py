@@ -106,6 +106,12 @@ def _tensors(state, prefix):
 AGENTS = {
     "ppo": ("agent=ppo", "env=allocation", "agent.n_steps=4", "agent.batch_size=4"),
     "amc": ("agent=amc", "env=amc", "agent.warmup_episodes=2"),
+    "ddpg": (
+        "agent=ddpg",
+        "env=allocation",
+        "agent.warmup_episodes=2",
+        "agent.learning_starts=2",
+    ),
     "cmaes": ("agent=cmaes", "env=allocation"),
     "random": ("agent=random", "env=amc"),
 }
