@@ -112,3 +112,15 @@ def new_agent(config: DictConfig, env: PruningEnv, **changes: Any) -> Any:
     make_agent = instantiate(config.agent, _partial_=True, _convert_="all")
     check_agent(make_agent.func, env)
     return make_agent(env=env, **changes)
+
+
+def unscaled(overrides: Sequence[str]) -> list[str]:
+    """Overrides with a band that plans may miss, unless they choose a budget themselves.
+
+    What is assigned is then what was asked for: a list of all plans, or a state to look at.
+
+    Args:
+        overrides: of the config of the main job, whose budget is a band.
+    """
+    chooses = any(override.startswith(("budget=", "env=", "preset=")) for override in overrides)
+    return list(overrides) if chooses else ["budget.project=false", *overrides]

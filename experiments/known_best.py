@@ -51,12 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imported here: --help is instant without torch.
     from rich.console import Console
 
-    from experiments.composed_task import ComposedTask
+    from experiments.composed_task import ComposedTask, unscaled
     from experiments.known_best_results import Ranking, draw_ranks, to_json
     from experiments.run_folder import write_json
 
     preset = [] if any(o.startswith("experiment=") for o in options.overrides) else [PRESET]
-    overrides = [*preset, *options.overrides]
+    overrides = [*preset, *unscaled(options.overrides)]
     composed = ComposedTask.from_overrides(overrides)
     env = composed.new_env(composed.new_task())
     scores = measure_all_plans(env)

@@ -4,7 +4,9 @@ An agent with a graph encoder searches on the network of the config. Then linear
 the kind of the layer, its position and the pattern now assigned out of the encoder's embeddings of
 the sites: after the search, before it (the same initial weights), with shuffled labels, and out of
 the node features that the encoder is given. Probes are tested on sites, assignments or networks
-that they were not fitted to. Overrides are those of train_agent.py.
+that they were not fitted to. Overrides are those of train_agent.py; the agent has the settings of
+its own file and not those of conf/pairing, as offsets of the sites fit one network only, and plans
+may miss the band, so that the next step shows what they were.
 """
 
 from __future__ import annotations
@@ -90,11 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imported here: --help is instant without torch.
     from rich.console import Console
 
-    from experiments.composed_task import ComposedTask
+    from experiments.composed_task import ComposedTask, unscaled
     from experiments.probe_sites import RAW, collect
     from experiments.run_folder import write_json, write_text
 
-    composed = ComposedTask.from_overrides(options.overrides)
+    composed = ComposedTask.from_overrides(["~pairing", *unscaled(options.overrides)])
     others = [] if options.one_network else list(OTHER_NETWORKS.values())
     scores: dict[tuple[str, str], list[float]] = {}
     chances: dict[str, float] = {}
@@ -171,6 +173,11 @@ def trained_and_untrained(
         raise ValueError(
             "Only an agent with a graph encoder has embeddings to read. Set agent=ppo or a2c, and "
             "encoder=gatv2, gcn, sage, gin or none."
+        )
+    if getattr(policy, "offset_scale", 0.0):
+        raise ValueError(
+            "Offsets belong to the sites of one network, and embeddings are compared across "
+            "networks. Set agent.policy_kwargs.offset_scale=0."
         )
     before = copy.deepcopy(policy.state_dict())
     run_search(

@@ -110,3 +110,17 @@ def test_an_agent_without_an_encoder_is_refused(tmp_path):
     small = ["+network.width=4", "pretrain.epochs=1", f"cache_dir={tmp_path}", "--one-network"]
     with pytest.raises(ValueError, match="graph encoder"):
         probe.main([*small, "agent=random"])
+
+
+def test_offsets_of_the_sites_are_refused(tmp_path):
+    small = ["+network.width=4", "pretrain.epochs=1", f"cache_dir={tmp_path}", "--one-network"]
+    with pytest.raises(ValueError, match=r"Set agent\.policy_kwargs\.offset_scale=0"):
+        probe.main([*small, "+agent.policy_kwargs.offset_scale=1"])
+
+
+def test_the_probed_agent_fits_the_further_networks(tmp_path):
+    small = ["pretrain.epochs=1", "search.evaluations=2", f"cache_dir={tmp_path}"]
+    options = ["--seeds=1", "--assignments=4", "--folds=2", "--output", str(tmp_path / "out")]
+    assert probe.main([*small, *options]) == 0
+    result = json.loads((tmp_path / "out" / "probe.json").read_text())
+    assert "assigned pattern, other network" in result["chance"]
