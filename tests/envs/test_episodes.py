@@ -144,7 +144,7 @@ def test_the_next_observation_shows_the_assignment(make_env):
 
 def test_sinks_get_every_finished_episode_once(make_env, run_episode):
     sink = Memory()
-    env = make_env("AutoSculpt-v0", sinks=(sink,))
+    env = make_env("AutoSculpt-v0", sinks=(sink,), budget=Band(project=False))
     for seed in range(3):
         run_episode(env, seed=seed)
     env.reset()
@@ -158,7 +158,9 @@ def test_sinks_get_every_finished_episode_once(make_env, run_episode):
 def test_the_csv_has_one_line_per_episode_and_can_be_continued(tmp_path, make_env, run_episode):
     path = tmp_path / "metrics.csv"
     for seed in range(2):
-        env = make_env("AutoSculpt-v0", sinks=(CsvSink(path),), episode=Whole(max_steps=1))
+        budget = Band(project=False)
+        sinks = (CsvSink(path),)
+        env = make_env("AutoSculpt-v0", sinks=sinks, budget=budget, episode=Whole(max_steps=1))
         run_episode(env, [np.zeros(4, int)])  # outside the band: not measured
         run_episode(env, [env.encode_ratios(env.uniform_ratios())], seed=seed)
         env.close()
