@@ -1,9 +1,10 @@
 """Does an agent find the best plan where it is known: python -m experiments.known_best [KEY=VALUE].
 
 Every plan of a small search space is measured once, so the best one is known. Then each agent
-searches, with several seeds, and what it has found is ranked among all plans. The space is that of
-conf/experiment/known_best.yaml, and overrides are those of train_agent.py: frozen, patterns.specs
-and budget.relative_macs make another.
+searches, with several seeds, and what it has found is ranked among all plans. In the list every
+plan stands for itself; those of the agents are scaled to a band, if the budget says so. The space
+is that of conf/experiment/known_best.yaml, and overrides are those of train_agent.py: frozen,
+patterns.specs and budget.relative_macs make another.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from experiments.run_folder import write_json
 
     preset = [] if any(o.startswith("experiment=") for o in options.overrides) else [PRESET]
-    overrides = [*preset, *unscaled(options.overrides)]
-    composed = ComposedTask.from_overrides(overrides)
+    overrides = [*preset, *options.overrides]
+    composed = ComposedTask.from_overrides([*preset, *unscaled(options.overrides)])
     env = composed.new_env(composed.new_task())
     scores = measure_all_plans(env)
     ranking = Ranking(scores)
