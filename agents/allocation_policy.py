@@ -72,9 +72,7 @@ class AllocationPolicy(MaskedPolicy):
         **kwargs: Any,
     ) -> None:
         _check(observation_space, action_space)
-        check_scales(offset_scale=offset_scale, head_scale=head_scale, log_std_scale=log_std_scale)
-        self.offset_scale = offset_scale
-        self.head_scale = head_scale
+        check_scales(log_std_scale=log_std_scale)
         self.log_std_scale = log_std_scale
         if features_extractor_class is None:
             features_extractor_class = (

@@ -16,7 +16,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from torch import Tensor
 from torch.nn import functional
 
-from agents.off_policy import _EpisodeExploration
+from agents.off_policy import _EpisodeExploration, descend
 from agents.replay import FinalRewardDictReplayBuffer, FinalRewardReplayBuffer
 
 BASELINES = ("batch", "episode", "none")
@@ -201,13 +201,9 @@ class AMC(_EpisodeExploration, stable_baselines3.DDPG):
             self._move_average(float(batch.rewards.mean()))
         values = self.critic(batch.observations, batch.actions)[0]
         critic_loss = functional.mse_loss(values, self._targets(batch))
-        self.critic.optimizer.zero_grad()
-        critic_loss.backward()
-        self.critic.optimizer.step()
+        descend(self.critic.optimizer, critic_loss, list(self.critic.parameters()))
         actor_loss = self._actor_loss(batch)
-        self.actor.optimizer.zero_grad()
-        actor_loss.backward(inputs=list(self.actor.parameters()))
-        self.actor.optimizer.step()
+        descend(self.actor.optimizer, actor_loss, list(self.actor.parameters()))
         if self.bootstrap:  # nothing else reads the target networks
             for network, target in (
                 (self.critic, self.critic_target),

@@ -278,11 +278,11 @@ class _Imitation(_EpisodeExploration):
             self._n_updates += 1
             values = critic(batch.observations, batch.actions)
             critic_loss = torch.stack([(value - batch.rewards).pow(2).mean() for value in values])
-            _descend(critic.optimizer, critic_loss.sum(), list(critic.parameters()))
+            descend(critic.optimizer, critic_loss.sum(), list(critic.parameters()))
             losses["train/critic_loss"].append(critic_loss.sum().detach())
             if self._n_updates % self.policy_delay == 0:
                 actor_loss = self._actor_loss(batch)
-                _descend(actor.optimizer, actor_loss, list(actor.parameters()))
+                descend(actor.optimizer, actor_loss, list(actor.parameters()))
                 losses["train/actor_loss"].append(actor_loss.detach())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, values in losses.items():
@@ -290,7 +290,7 @@ class _Imitation(_EpisodeExploration):
                 self.logger.record(name, float(torch.stack(values).mean()))
 
 
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[Tensor]) -> None:
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[Tensor]) -> None:
     """One step of an optimiser; only the gradients that it reads are computed."""
     optimizer.zero_grad()
     loss.backward(inputs=parameters)

@@ -323,15 +323,14 @@ class PatternActions:
 
     def _scaled(self, problem: Problem, patterns: np.ndarray) -> np.ndarray:
         """What the budget makes of a whole choice of valid patterns, (S,)."""
-
-        def cost(choices: np.ndarray) -> int:
-            return problem.meter(self._assignment(choices))
-
-        if not problem.budget.scales(problem.limits, cost(patterns)):
+        if not problem.budget.scales(problem, self._assignment(patterns)):
             return patterns
         kept = self._kept_fractions(problem.budget.cost)
-        upper = problem.limits.upper
-        return project_patterns(kept, patterns, self._is_channel, lambda p: cost(p) <= upper)
+
+        def fits(choices: np.ndarray) -> bool:
+            return problem.meter(self._assignment(choices)) <= problem.limits.upper
+
+        return project_patterns(kept, patterns, self._is_channel, fits)
 
     def _kept_fractions(self, cost: str) -> np.ndarray:
         """What each pattern keeps of a site, as the budget counts it; nan where invalid, (S, P)."""

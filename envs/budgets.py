@@ -90,8 +90,8 @@ class Budget(Protocol):
     def relax(self, problem: Problem, fractions: np.ndarray) -> np.ndarray:
         """What `fit` makes of a batch of kept fractions, before rounding, (batch, S)."""
 
-    def scales(self, limits: Limits, cost: int) -> bool:
-        """Whether a whole plan of such a cost is scaled to the upper limit."""
+    def scales(self, problem: Problem, plan: Assignment) -> bool:
+        """Whether a whole plan is scaled to the upper limit."""
 
 
 def _any_count(self: Budget, problem: Problem, counts: np.ndarray, site: int, wanted: int) -> int:
@@ -116,7 +116,7 @@ def _as_asked(self: Budget, problem: Problem, fractions: np.ndarray) -> np.ndarr
     return np.clip(fractions, problem.smallest.counts / problem.sizes, 1.0)
 
 
-def _never(self: Budget, limits: Limits, cost: int) -> bool:
+def _never(self: Budget, problem: Problem, plan: Assignment) -> bool:
     """Plans stay as they are."""
     return False
 
@@ -229,8 +229,8 @@ class Band:
 
     def fit(self, problem: Problem, fractions: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """Plain rounding inside the band, else the projected counts."""
-        cost = int(problem.task.cost.macs_of_counts(wanted))
-        return _scaled(problem, fractions) if self.scales(problem.limits, cost) else wanted
+        plan = Assignment(wanted, np.zeros_like(wanted))
+        return _scaled(problem, fractions) if self.scales(problem, plan) else wanted
 
     def relax(self, problem: Problem, fractions: np.ndarray) -> np.ndarray:
         """The same without rounding."""
@@ -241,9 +241,9 @@ class Band:
         is_inside = (macs >= problem.limits.lower) & (macs <= problem.limits.upper)
         return np.where(is_inside[:, None], asked, _scaled_relaxed(problem, fractions))
 
-    def scales(self, limits: Limits, cost: int) -> bool:
+    def scales(self, problem: Problem, plan: Assignment) -> bool:
         """Plans outside the band are scaled, with `project`."""
-        return self.project and not limits.met(cost)
+        return self.project and not problem.limits.met(problem.meter(plan))
 
 
 @dataclass(frozen=True)
@@ -334,7 +334,7 @@ class Project:
         """Log kept fractions shifted until fractional channels meet the budget, (batch, S)."""
         return _scaled_relaxed(problem, fractions)
 
-    def scales(self, limits: Limits, cost: int) -> bool:
+    def scales(self, problem: Problem, plan: Assignment) -> bool:
         """All plans are scaled."""
         return True
 

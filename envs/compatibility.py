@@ -11,7 +11,7 @@ from envs.shaping import Shaping
 
 REFUSED = {
     ("env/episode", "whole", "budget", "wall"): (
-        "a wall bounds one decision at a time. Use budget=project (ratios) or budget=band"
+        "a wall bounds one decision at a time. Use budget=project or budget=band"
     ),
 }
 """Pairs of parts that make no sense together, and what to do instead."""
